@@ -40,6 +40,7 @@ from api.processes.moderator import ModerationProcess
 from api.processes.prober import Prober
 from api.processes.recognizers import Recognizers
 from api.processes.wav import WavFiles
+from api.search import routes as search
 from api.services import VERSION, Services
 from api.streams import routes as live
 from api.streams import saved
@@ -142,6 +143,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (webhooks, PREFIX),
         (voices, PREFIX),
         (glossaries, PREFIX),
+        (search, PREFIX),
         (openai, ""),
         (asr, ""),
         (health, ""),

@@ -21,6 +21,7 @@ from common.db.database import Database, parsed
 from common.db.endpoints import Webhooks
 from common.db.glossaries import Glossaries
 from common.db.jobs import Jobs
+from common.db.search import Search
 from common.db.streams import Streams
 from common.db.vault import VOICES, Cipher, Vault
 from common.db.voices import Voices
@@ -120,6 +121,9 @@ class Services:
 
     def glossaries(self, tenant: str) -> Glossaries:
         return Glossaries(self.database, tenant)
+
+    def search(self, tenant: str) -> Search:
+        return Search(self.database, tenant)
 
     def stop(self, running: Iterable[tuple[str, str]]) -> None:
         """Stop these running steps at once: (worker, queue message) of each."""

@@ -25,6 +25,6 @@ def parse_cursor(cursor: str | None) -> Cursor | None:
     return None if cursor is None else Cursor.parse(cursor)
 
 
-def next_cursor(cursor: Cursor | None) -> str | None:
+def next_cursor(cursor: object | None) -> str | None:
     """Where the next page begins; None: there is none."""
     return None if cursor is None else str(cursor)

@@ -31,6 +31,7 @@ TAGS = [
     {"name": "streams", "description": "Transcribe live audio; see also `WS /ws/transcribe`."},
     {"name": "openai", "description": "For clients of OpenAI's audio API."},
     {"name": "asr", "description": "For clients of whisper-asr-webservice."},
+    {"name": "search", "description": "What was said, and when."},
     {"name": "voices", "description": "People who are recognized in later recordings."},
     {"name": "moderation", "description": "Moderate texts."},
     {"name": "models", "description": "The available weights."},

@@ -27,9 +27,11 @@ from common.db.tables import (
     Step,
     StepFailure,
     StoredFinal,
+    StoredPassage,
     StreamSession,
     Transcription,
     TranscriptRevision,
+    Unindexed,
     Voice,
     WebhookAttempt,
     WebhookDelivery,
@@ -159,6 +161,7 @@ def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> No
     A stream has nothing but rows, so its erasure is complete at once.
     """
     deletes = [
+        *_of_search(stream.id),
         delete(StoredFinal).where(StoredFinal.session_id == stream.id),
         delete(StreamSession).where(StreamSession.id == stream.id),
     ]
@@ -218,6 +221,7 @@ def _deletes(job: Job) -> list[Delete]:
     # A job that works on another's transcript shares the recording of that one.
     own = Recording.id == (job.recording_id if job.source_id is None else None)
     return [
+        *_of_search(job.id),
         delete(Outbox).where(Outbox.step_id.in_(steps)),
         delete(Step).where(Step.job_id == job.id),
         delete(Part).where(Part.job_id == job.id),
@@ -230,4 +234,13 @@ def _deletes(job: Job) -> list[Delete]:
         delete(WebhookDelivery).where(*finished_messages),
         delete(Job).where(Job.id == job.id),
         delete(Recording).where(own),
+    ]
+
+
+def _of_search(source_id: UUID) -> list[Delete]:
+    """Statements that delete what a job or a stream is found by."""
+    return [
+        # The first, as whoever adds passages later has locked it.
+        delete(Unindexed).where(Unindexed.source_id == source_id),
+        delete(StoredPassage).where(StoredPassage.source_id == source_id),
     ]

@@ -12,9 +12,10 @@ from sqlalchemy import case, func, null, select, update
 from common.db.database import Database
 from common.db.deletions import Deleted, Reason, remove, remove_stream
 from common.db.flow import Flow, end_job, locked_job
+from common.db.search import index_next
 from common.db.steps import fetched_ids
 from common.db.streams import end_silent
-from common.db.tables import NOW, Deletion, Job, Recording, StreamSession
+from common.db.tables import NOW, Deletion, Job, Recording, StreamSession, Unindexed
 from common.db.usage import SILENT_S
 from common.domain.job import REVIEW_TIMED_OUT, JobStatus, is_final
 from common.domain.pipeline import PIPELINES
@@ -83,6 +84,7 @@ class Retention:
             select(func.min(StreamSession.seen_at) + timedelta(seconds=SILENT_S)).where(
                 StreamSession.ended_at.is_(None)
             ),
+            select(Unindexed.created_at).limit(1),
         ]
         if review_s:
             until = func.min(Job.paused_at) + timedelta(seconds=review_s)
@@ -125,6 +127,11 @@ class Retention:
                 return None
             remove_stream(session, stream, Reason.RETENTION)
             return stream.id
+
+    def index(self) -> UUID | None:
+        """Let one text be found that was stored before there was a search; None: all are found."""
+        with self.database.transaction() as session:
+            return index_next(session)
 
     def end_silent_streams(self) -> list[UUID]:
         """End streams whose gateway sends no heartbeat; returns their ids."""

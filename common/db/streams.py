@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from common.db.database import Database
 from common.db.deletions import Reason, remove_stream, was_deleted
+from common.db.search import index_stream
 from common.db.snapshots import NO_CLIENT_DATA, ClientData
 from common.db.tables import Kind, StoredFinal, StreamSession, Tenant
 from common.db.tallies import count, observe
@@ -322,6 +323,8 @@ def _end(session: Session, outcome: str, stream_ids: Sequence[UUID]) -> list[UUI
     ).all()
     for _, engine, model in ended:
         count(session, metrics.STREAMS_ENDED, outcome=outcome, engine=engine, model=model)
+    for stream_id, _, _ in ended:
+        index_stream(session, session.get_one(StreamSession, stream_id))
     return [stream_id for stream_id, _, _ in ended]
 
 

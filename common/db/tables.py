@@ -23,7 +23,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP, TSVECTOR
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from common.domain.job import JobStatus, Priority, StepStatus
@@ -526,6 +526,49 @@ class TranscriptRevision(Base):
     """How often the times of its words, or its moderation, were completed. Its text never
     changes."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class StoredPassage(Base):
+    """A passage of a job's newest transcript, or of an ended stream: what a search finds.
+
+    Its text and lexemes are stored outside the row: a search for frequent words reads many rows,
+    and of few of them more than when and whose they are.
+    """
+
+    __tablename__ = "passages"
+    __table_args__ = (
+        Index("ix_passages_lexemes", "lexemes", postgresql_using="gin"),
+        Index("ix_passages_source", "source_id"),
+        {"postgresql_with": {"toast_tuple_target": 128}},
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    """Ascends with the time at which a text was stored."""
+    tenant: Mapped[str]
+    kind: Mapped[str]
+    """``job`` or ``stream``."""
+    source_id: Mapped[UUID]
+    """The job or the stream, without a foreign key as it is one of either."""
+    created_at: Mapped[datetime]
+    """When the job or the stream was created."""
+    segments: Mapped[list[Any]]
+    """See `common.domain.searching.Passage`, as the text is shown: masked if the upload asked for
+    it."""
+    shared: Mapped[int] = mapped_column(SmallInteger)
+    lexemes: Mapped[Any] = mapped_column(TSVECTOR)
+    """See `common.domain.searching.lexemes_of`; and whose and how old it is
+    (`common.db.search`)."""
+
+
+class Unindexed(Base):
+    """A job or a stream whose text has no passages yet: it was stored before there were any."""
+
+    __tablename__ = "unindexed"
+
+    source_id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    """Of the job or the stream."""
 
 
 class JobMetrics(Base):

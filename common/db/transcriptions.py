@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from common.db.counting import count_durations
 from common.db.database import Database
 from common.db.flow import Flow
+from common.db.search import index_transcript
 from common.db.steps import Within
 from common.db.tables import Job, JobMetrics, Part, Recording, Step, TranscriptRevision
 from common.db.usage import charge_decoded, correct
@@ -277,6 +278,7 @@ def refined(transcript: Transcript, manifest: dict[str, Any]) -> Within:
         revision.segments = segments_to_json(transcript.segments)
         revision.manifest = manifest
         revision.refinements += 1
+        index_transcript(session, job, revision)  # masked text changes with the moderation
 
     return store
 
@@ -310,6 +312,7 @@ def store_revision(session: Session, job: Job, transcript: TranscriptRevision) -
     newest = newest_revision(job.id).with_only_columns(TranscriptRevision.revision)
     transcript.revision = (session.scalar(newest) or 0) + 1
     session.add(transcript)
+    index_transcript(session, job, transcript)
     if transcript.origin != Origin.MERGE:
         Flow(session, job).add_afterwards(StepKind.REFINE)
 

@@ -689,7 +689,7 @@ def _ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]
 
 
 class _Bench(click.Command):
-    """`steno bench FOLDER`; `stream ...` and `speakers ...` after it are commands of their own."""
+    """`steno bench FOLDER`; `stream ...` and the like after it are commands of their own."""
 
     def make_context(
         self,
@@ -703,6 +703,8 @@ class _Bench(click.Command):
                 from scripts.bench.stream import stream as command
             case ["speakers"]:
                 from scripts.bench.speakers import speakers as command
+            case ["search"]:
+                from scripts.bench.search import search as command
             case _:
                 return super().make_context(info_name, args, parent, **extra)
         return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
@@ -730,8 +732,8 @@ def bench(
     FOLDER holds folders named for their language, such as en-read: with refs.tsv (file, tab,
     reference) a set of short clips; with NAME.transcript.json beside NAME.mp3 a long recording.
 
-    `steno bench stream FOLDER` measures live streams, `steno bench speakers FOLDER` diarization
-    (folders of these names are ./stream and ./speakers).
+    `steno bench stream FOLDER` measures live streams, `steno bench speakers FOLDER` diarization,
+    `steno bench search` the search over texts (folders of these names are ./stream and so on).
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
     require_scorers()

@@ -57,7 +57,9 @@ def events(gateway: GatewayProcess) -> Iterator[Events]:
 def api(gateway: GatewayProcess, gateway_database: Database, events: Events) -> Api:
     """The module's gateway, with no job and no file of earlier tests."""
     with gateway_database.transaction() as session:
-        session.connection().exec_driver_sql("TRUNCATE jobs, recordings, deletions CASCADE")
+        session.connection().exec_driver_sql(
+            "TRUNCATE jobs, recordings, deletions, passages CASCADE"
+        )
     for path in (*gateway.incoming, *gateway.recordings):
         path.unlink()
     return Api(gateway, gateway_database, events)

@@ -30,6 +30,8 @@ PAUSE_S = 5.0
 """The pause after an error."""
 STOP_GRACE_S = 3.0
 BATCH = 100
+TEXTS = 20
+"""Earlier texts that are indexed in one turn."""
 OUTAGE_GRACE_S = 30.0
 """How long streams may take after an outage to send a heartbeat, which none could before."""
 ABANDONED_S = 3600.0
@@ -121,6 +123,15 @@ class Cleanup:
             if self._erase(deleted.job_id, deleted.recording_id) == 0:
                 logger.info("job {job_id}: erasure verified", job_id=deleted.job_id)
                 self._retention.verified(deleted.job_id)
+        self._index()
+
+    def _index(self) -> None:
+        """Index some of the texts that a search does not find yet; the rest at the next turns."""
+        indexed = 0
+        while indexed < TEXTS and not self._stopping.is_set() and self._retention.index():
+            indexed += 1
+        if indexed:
+            logger.info("{} earlier text(s) can be searched now", indexed)
 
     def _end_reviews(self) -> None:
         while self._review_s and not self._stopping.is_set():

@@ -1,0 +1,435 @@
+"""Full-text search over a tenant's texts, and the passages that it finds.
+
+A search has to be fast for rare words, and for words that nearly every passage has. So the index
+alone must find a tenant's newest passages with some words: each passage has as lexemes also its
+tenant with its *block*, which is its id divided by a power of two, for a few of these. A search
+reads the newest blocks first, and then ever larger ones, until there is enough to rank: of frequent
+words the newest passages, of rare ones all.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from math import isfinite
+from typing import Self
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    bindparam,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import TSQUERY, TSVECTOR
+from sqlalchemy.orm import Session
+
+from common.db.database import Database
+from common.db.paging import LONGEST_ECHO
+from common.db.tables import (
+    Job,
+    Kind,
+    Recording,
+    StoredFinal,
+    StoredPassage,
+    StreamSession,
+    TranscriptRevision,
+    Unindexed,
+)
+from common.domain.masking import masked
+from common.domain.request import Options
+from common.domain.searching import (
+    FoundText,
+    Passage,
+    Wanted,
+    find,
+    lexemes_of,
+    of_language,
+    of_speaker,
+    passages_of,
+    quoted,
+    to_tsquery,
+    to_tsvector,
+)
+from common.domain.speakers import Diarization
+from common.domain.transcript import Transcript, segments_from_json
+from common.errors import OutOfRange
+
+MOST_RANKED = 500
+"""Passages that one search ranks: the newest ones of each tier (`Wanted.tiers`)."""
+SHIFTS = (13, 17, 21, 62)
+"""The powers of two of blocks; the last makes one of all passages. A search reads two of a size."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchFilter:
+    """Which texts; None: any. Both times are those of jobs and streams, and exclusive."""
+
+    kind: Kind | None = None
+    language: str | None = None
+    speaker: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    source_id: UUID | None = None
+    """One job or stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCursor:
+    """A position in the results of a search: after the passage ``id``.
+
+    ``newest``: the newest passage at the time of the first page. Later ones are not found, so that
+    nothing moves between two pages.
+    """
+
+    newest: int
+    tier: int = -1
+    rank: float = 0.0
+    id: int = 0
+
+    @property
+    def key(self) -> tuple[int, float, int]:
+        """Ascends in the order of the results."""
+        return self.tier, -self.rank, -self.id
+
+    def __str__(self) -> str:
+        place = f"{self.newest} {self.tier} {self.rank!r} {self.id}"
+        return base64.urlsafe_b64encode(place.encode()).decode()
+
+    @classmethod
+    def parse(cls, cursor: str) -> Self:
+        """Parse the output of `str`.
+
+        Raises:
+            OutOfRange: it is malformed.
+        """
+        try:
+            place = base64.b64decode(cursor, b"-_", validate=True).decode().split(" ")
+            newest, tier, rank, passage_id = place
+            parsed = cls(int(newest), int(tier), float(rank), int(passage_id))
+        except ValueError:
+            parsed = None
+        if parsed is None or not (0 <= parsed.newest < 2**63 and isfinite(parsed.rank)):
+            limit = "a next_cursor of this search"
+            raise OutOfRange(field="cursor", limit=limit, value=cursor[:LONGEST_ECHO])
+        return parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage that was found, and the id of its job or stream.
+
+    ``rank``: the larger, the better it matches, in one search. ``filename`` is None for a stream;
+    ``recording_id`` is the client's own name.
+    """
+
+    kind: Kind
+    id: UUID
+    created_at: datetime
+    found: FoundText
+    rank: float
+    filename: str | None
+    recording_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPage:
+    """Some of a search's results; ``is_complete``: all passages that match were ranked."""
+
+    hits: list[Hit]
+    is_complete: bool
+    next: SearchCursor | None
+
+
+class Search:
+    """Search over one tenant's texts."""
+
+    def __init__(self, database: Database, tenant: str) -> None:
+        self._database = database
+        self._tenant = tenant
+
+    def page(
+        self, wanted: Wanted, which: SearchFilter, *, limit: int, after: SearchCursor | None
+    ) -> SearchPage:
+        """The best passages, by the tier (`Wanted.tiers`) that they are in.
+
+        Within one, by how often the words are there, and how near one another.
+        """
+        with self._database.transaction() as session:
+            newest = _prepare(session)
+            start = after or SearchCursor(newest)
+            ranked, is_complete = self._ranked(session, wanted, which, start.newest)
+            hits: list[tuple[SearchCursor, Hit]] = []
+            rest = [place for place in ranked if place.key > start.key]
+            for at in range(0, len(rest), limit + 1):
+                hits += self._hits(session, wanted, rest[at : at + limit + 1])
+                if len(hits) > limit:
+                    break
+        more = len(hits) > limit
+        return SearchPage(
+            [hit for _, hit in hits[:limit]], is_complete, hits[limit - 1][0] if more else None
+        )
+
+    def _ranked(
+        self, session: Session, wanted: Wanted, which: SearchFilter, newest: int
+    ) -> tuple[list[SearchCursor], bool]:
+        """The places of the best passages, in order, and whether they are all."""
+        tiers = wanted.tiers()
+        places: dict[int, SearchCursor] = {}
+        count = 0
+        for tier, lexemes in enumerate(tiers):
+            rows = session.execute(self._candidates(lexemes, tiers[-1], which, newest)).all()
+            for passage_id, rank in rows:
+                places.setdefault(passage_id, SearchCursor(newest, tier, rank, passage_id))
+            count = len(rows)
+            if len(places) >= MOST_RANKED:
+                break
+        ranked = sorted(places.values(), key=lambda it: it.key)
+        return ranked[:MOST_RANKED], len(places) < MOST_RANKED or count < MOST_RANKED
+
+    def _candidates(
+        self, lexemes: Sequence[str], ranked_by: Sequence[str], which: SearchFilter, newest: int
+    ) -> Select[int, float]:
+        """Selects the newest passages with ``lexemes``: their id and rank."""
+        blocks = union_all(*self._blocks(lexemes, which, newest)).subquery()
+        found = select(blocks.c.id).limit(MOST_RANKED)
+        words = cast(literal(to_tsquery(ranked_by)), TSQUERY)
+        return select(StoredPassage.id, func.ts_rank_cd(StoredPassage.lexemes, words)).where(
+            # As an array: Postgres might join them by reading all passages.
+            StoredPassage.id == func.any(func.array(found.scalar_subquery()))
+        )
+
+    def _blocks(
+        self, lexemes: Sequence[str], which: SearchFilter, newest: int
+    ) -> Iterator[Select[int]]:
+        """Selects passages with ``lexemes`` of the newest blocks, of ever larger ones, each once.
+
+        Postgres reads a block only if those before it have too few.
+        """
+        conditions = [
+            StoredPassage.tenant == self._tenant,
+            StoredPassage.id <= newest,
+            *_conditions(which),
+        ]
+        words = to_tsquery([*lexemes, *_filter_lexemes(which)])
+        for shift in SHIFTS:
+            block = newest >> shift
+            theirs = " | ".join(
+                quoted(_of_block(self._tenant, shift, each))
+                for each in (block, block - 1)
+                if each >= 0
+            )
+            query = cast(literal(f"({theirs}) & {words}"), TSQUERY)
+            yield (
+                select(StoredPassage.id)
+                .where(StoredPassage.lexemes.op("@@")(query), *conditions)
+                # The sum keeps Postgres from walking through all passages in this order.
+                .order_by((StoredPassage.id + 0).desc())
+                .limit(MOST_RANKED)
+            )
+            conditions = [*conditions, StoredPassage.id < (block - 1) << shift]
+            if block <= 1:
+                return
+
+    def _hits(
+        self, session: Session, wanted: Wanted, places: Sequence[SearchCursor]
+    ) -> Iterator[tuple[SearchCursor, Hit]]:
+        """Those of some places that prove right."""
+        rows = {
+            row.id: row
+            for row in session.execute(
+                select(
+                    StoredPassage.id,
+                    StoredPassage.kind,
+                    StoredPassage.source_id,
+                    StoredPassage.created_at,
+                    StoredPassage.segments,
+                    StoredPassage.shared,
+                    func.coalesce(Job.client_recording_id, StreamSession.client_recording_id).label(
+                        "recording_id"
+                    ),
+                    Recording.filename,
+                )
+                .outerjoin(Job, Job.id == StoredPassage.source_id)
+                .outerjoin(Recording, Recording.id == Job.recording_id)
+                .outerjoin(StreamSession, StreamSession.id == StoredPassage.source_id)
+                .where(
+                    StoredPassage.tenant == self._tenant,
+                    StoredPassage.id.in_([place.id for place in places]),
+                )
+            )
+        }
+        tiers = len(wanted.tiers())
+        for place in places:
+            row = rows.get(place.id)
+            found = row and find(Passage.from_json(row.segments, row.shared), wanted)
+            if row and found:
+                yield (
+                    place,
+                    Hit(
+                        kind=Kind(row.kind),
+                        id=row.source_id,
+                        created_at=row.created_at,
+                        found=found,
+                        rank=tiers - 1 - place.tier + place.rank / (1 + place.rank),
+                        filename=row.filename,
+                        recording_id=row.recording_id,
+                    ),
+                )
+
+
+def _prepare(session: Session) -> int:
+    """Let Postgres search by the index, whatever it estimates; returns the newest passage's id.
+
+    It takes rows for cheap to read, as it does not count what is stored outside them. Parallel
+    workers and compilation cost more than a search.
+    """
+    session.execute(
+        text(
+            "SELECT set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true),"
+            " set_config('max_parallel_workers_per_gather', '0', true)"
+        )
+    )
+    return session.scalar(select(func.max(StoredPassage.id))) or 0
+
+
+def _conditions(which: SearchFilter) -> Iterator[ColumnElement[bool]]:
+    if which.created_after is not None:
+        yield StoredPassage.created_at > which.created_after
+    if which.created_before is not None:
+        yield StoredPassage.created_at < which.created_before
+    if which.source_id is not None:
+        yield StoredPassage.source_id == which.source_id
+
+
+def _filter_lexemes(which: SearchFilter) -> Iterator[str]:
+    if which.kind is not None:
+        yield _of_kind(which.kind)
+    if which.language is not None:
+        yield of_language(which.language)
+    if which.speaker is not None:
+        yield of_speaker(which.speaker)
+
+
+def _of_kind(kind: Kind) -> str:
+    return f"@{kind}"
+
+
+def _of_block(tenant: str, shift: int, block: int) -> str:
+    """The lexeme of a tenant's passages in a block."""
+    return f"@{shift}.{block}.{tenant}"
+
+
+# --- what is found --------------------------------------------------------------------------------
+
+
+def index_transcript(session: Session, job: Job, revision: TranscriptRevision) -> None:
+    """Replace the passages of ``job``, whose row is locked, by those of its newest revision."""
+    diarization = revision.diarization
+    transcript = Transcript(
+        revision.language,
+        revision.duration_ms,
+        segments_from_json([{**it, "words": []} for it in revision.segments]),
+        diarization=None if diarization is None else Diarization.from_json(diarization),
+    )
+    if Options.from_json(job.options).filter_profanity:
+        transcript = masked(transcript)
+    _index(session, job, Kind.JOB, transcript)
+
+
+def index_stream(session: Session, stream: StreamSession) -> None:
+    """Replace the passages of ``stream``, whose row is locked, by those of its finals."""
+    finals = session.execute(
+        select(StoredFinal.language, StoredFinal.segments)
+        .where(StoredFinal.session_id == stream.id)
+        .order_by(StoredFinal.seq)
+    )
+    segments = tuple(
+        replace(segment, language=segment.language or language)
+        for language, stored in finals
+        for segment in segments_from_json([{**it, "words": []} for it in stored])
+    )
+    transcript = Transcript(stream.language, stream.audio_ms, segments)
+    _index(session, stream, Kind.STREAM, transcript)
+
+
+def index_next(session: Session) -> UUID | None:
+    """Add the passages of one text that was stored before there were any; None: all have them."""
+    row = session.scalar(
+        select(Unindexed)
+        .order_by(Unindexed.created_at)
+        .limit(1)
+        # Whoever has locked one replaces its passages, or deletes them.
+        .with_for_update(skip_locked=True)
+    )
+    if row is None:
+        return None
+    source_id = row.source_id
+    if row.kind == Kind.STREAM:
+        stream = session.get(StreamSession, source_id)
+        if stream is not None:
+            index_stream(session, stream)
+    else:
+        job = session.get(Job, source_id)
+        newest = session.scalar(
+            select(TranscriptRevision)
+            .where(TranscriptRevision.job_id == source_id)
+            .order_by(TranscriptRevision.revision.desc())
+            .limit(1)
+        )
+        if job is not None and newest is not None:
+            index_transcript(session, job, newest)
+    session.execute(delete(Unindexed).where(Unindexed.source_id == source_id))
+    return source_id
+
+
+def _index(
+    session: Session, source: Job | StreamSession, kind: Kind, transcript: Transcript
+) -> None:
+    # In this order: `index_next` holds a lock on the first.
+    session.execute(delete(Unindexed).where(Unindexed.source_id == source.id))
+    session.execute(delete(StoredPassage).where(StoredPassage.source_id == source.id))
+    passages = list(passages_of(transcript))
+    if not passages:
+        return
+    session.flush()
+    ids = session.scalars(_NEXT_IDS, {"count": len(passages)})
+    session.execute(
+        _INSERT,
+        [
+            {
+                "id": passage_id,
+                "tenant": source.tenant,
+                "kind": kind,
+                "source_id": source.id,
+                "created_at": source.created_at,
+                "segments": passage.to_json(),
+                "shared": passage.shared,
+                "in_text_form": stored_lexemes(source.tenant, kind, passage_id, passage),
+            }
+            for passage_id, passage in zip(ids, passages, strict=True)
+        ],
+    )
+
+
+_NEXT_IDS = text(
+    "SELECT nextval(pg_get_serial_sequence('passages', 'id')) FROM generate_series(1, :count)"
+)
+_INSERT = insert(StoredPassage.__table__).values(  # type: ignore[arg-type]
+    lexemes=cast(bindparam("in_text_form"), TSVECTOR)
+)
+
+
+def stored_lexemes(tenant: str, kind: Kind, passage_id: int, passage: Passage) -> str:
+    """All lexemes of a stored passage, as text."""
+    blocks = (_of_block(tenant, shift, passage_id >> shift) for shift in SHIFTS)
+    return to_tsvector({**lexemes_of(passage), **dict.fromkeys([*blocks, _of_kind(kind)], ())})

@@ -40,7 +40,6 @@ from scripts.stack.embedded import EmbeddedPostgres
 
 LIMIT_MS = 100.0
 """Target: what a search takes at most."""
-LONG_MINUTES = 600
 HUGE, SMALL = "huge", "small"
 """Tenants: every tenth transcript is the second one's."""
 SEGMENT_WORDS, SEGMENT_MS = 15, 6_000
@@ -143,14 +142,15 @@ def sequential_scans(plan: dict[str, Any]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SearchSize:
-    """How much is measured."""
+    """How much is measured: transcripts of so many minutes, and the storing of a long one."""
 
     transcripts: int
-    minutes: int
+    minutes: int = 30
+    long_minutes: int = 600
     repeats: int = 7
 
 
-QUICK = SearchSize(transcripts=100, minutes=5, repeats=2)
+QUICK = SearchSize(transcripts=100, minutes=5, long_minutes=10, repeats=2)
 
 
 def fill(url: str, size: SearchSize, words: Words, progress: Progress) -> None:
@@ -353,10 +353,10 @@ class SearchBench:
         return min(took_ms), page
 
     def _indexing(self) -> BenchPart:
-        """What the passages add to the transaction that stores a transcript of ten hours."""
-        hours = LONG_MINUTES // 60
-        self._progress(f"storing a transcript of {hours} hours")
-        transcript = self._words.transcript(LONG_MINUTES, words=True)
+        """What the passages add to the transaction that stores a long transcript."""
+        minutes = self._size.long_minutes
+        self._progress(f"storing a transcript of {minutes} minutes")
+        transcript = self._words.transcript(minutes, words=True)
         segments = segments_to_json(transcript.segments)
         store_s, index_s = [], []
         for number in range(1, self._size.repeats + 1):
@@ -382,7 +382,7 @@ class SearchBench:
                 session.rollback()
         return BenchPart(
             "indexing",
-            f"3. A transcript of {hours} hours with the times of its words",
+            f"3. A transcript of {minutes} minutes with the times of its words",
             (
                 Figure("stored in", (min(store_s),), "s", 2),
                 Figure("indexed in", (min(index_s),), "s", 2),
@@ -415,7 +415,7 @@ def search(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
     settings = load_settings()
     findings = Findings(make_console(), cores=cores, quick=quick, as_json=as_json)
-    size = QUICK if quick else SearchSize(transcripts, 30)
+    size = QUICK if quick else SearchSize(transcripts)
     words = Words(1)
     with (
         working(settings) as (place, progress),

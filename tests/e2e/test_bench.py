@@ -21,6 +21,8 @@ from scripts.bench.bench import OURS, PARTS, Bench, Size
 from scripts.bench.corpus import read_corpus
 from scripts.bench.direct import Way
 from scripts.bench.report import BenchPart
+from scripts.bench.search import PAGE, SearchBench, Words, fill
+from scripts.bench.search import QUICK as QUICK_SEARCH
 from scripts.bench.speakers import PARTS as SPEAKER_PARTS
 from scripts.bench.speakers import SHERPA, WHOLE, SpeakersBench, SpeakersSize
 from scripts.bench.stream import PARTS as STREAM_PARTS
@@ -218,3 +220,22 @@ def test_every_part_of_diarization_is_measured(
     assert job is not None
     assert list(job.rows) == ["without", "with speakers"]
     json.dumps([part.document() for part in found])
+
+
+def test_every_part_of_the_search_is_measured(database_url: str) -> None:
+    words = Words(1)
+    fill(database_url, QUICK_SEARCH, words, lambda _: None)
+
+    parts = list(SearchBench(database_url, QUICK_SEARCH, words, lambda _: None).run(1.0))
+
+    assert [part.name for part in parts] == ["stored", "searches", "indexing"]
+    searches = parts[1].comparison
+    assert searches is not None
+    pages = {name: figures[1].value for name, figures in searches.rows.items()}
+    assert pages.pop("nothing that was said") == 0
+    assert pages.pop("the most frequent word, streams") == 0
+    assert pages.pop("a word of one text") == 1
+    assert pages["the most frequent word"] == PAGE
+    figures = {figure.name: figure.value for part in parts for figure in part.figures}
+    assert figures["passages"] == 500
+    assert figures["tables read from end to end"] == 0

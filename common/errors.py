@@ -338,6 +338,55 @@ class InUse(SetupProblem, code="in_use"):
     """{problem}. {remedy}"""
 
 
+# --- the second AI step -----------------------------------------------------------------------
+
+
+class EnhancementOff(BadInput, code="enhancement_off", status=422):
+    """No language model is configured; set {setting}"""
+
+
+class SchemaRefused(BadInput, code="schema_refused", status=422):
+    """{field} is rejected: {reason}"""
+
+
+class TextMissing(BadInput, code="text_missing", status=409):
+    """The transcript has no text"""
+
+
+class ContextTooSmall(BadInput, code="context_too_small", status=422):
+    """{what} takes about {value} tokens, and {limit} are left for it in a context of {context}"""
+
+
+class ChatUnavailable(Transient, code="chat_unavailable"):
+    """The language model's server {host} is unavailable: {reason}"""
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds the server asks to wait for; None: it does not say."""
+        asked = self.details.get("retry_after_s")
+        return asked if isinstance(asked, float) else None
+
+
+class ChatRejected(StenoError, code="chat_rejected", status=502):
+    """The language model's server {host} rejected the request: {reason}"""
+
+
+class AnswerBroken(Transient, code="answer_broken"):
+    """The answer of the language model's server {host} cannot be read: {reason}"""
+
+
+class AnswerTruncated(Transient, code="answer_truncated"):
+    """The language model did not end its answer within {limit} tokens"""
+
+
+class AnswerWithheld(StenoError, code="answer_withheld", status=422):
+    """The language model's server {host} withheld the answer: {reason}"""
+
+
+class AnswerRejected(Transient, code="answer_rejected"):
+    """The language model's answer is rejected: {reason}"""
+
+
 # --- errors of a client of the gateway -----------------------------------------------------
 
 

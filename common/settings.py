@@ -648,6 +648,29 @@ class WebhookSettings(BaseSettings):
         return text
 
 
+class EnhancedAiSettings(BaseSettings):
+    """The second AI step (/enhanced-ai): any server with the chat completions of OpenAI's API."""
+
+    model_config = _config("ENHANCED_AI_")
+
+    base_url: PublicUrl | None = None
+    """URL of the server's API, such as http://ollama:11434/v1; unset: there is no second AI step.
+    Its host is allowed even if it is not public."""
+    api_key: SecretStr | None = None
+    """Key of that server, if it wants one."""
+    model: str | None = None
+    """Model, as the server names it."""
+    context_tokens: Annotated[int, Field(ge=2048, le=10_000_000)] = 8192
+    """Context of the model, in tokens, question and answer together: longer transcripts are split.
+    The server must allow as many; Ollama's default is lower (OLLAMA_CONTEXT_LENGTH)."""
+    max_output_tokens: Annotated[int, Field(ge=1024, le=1_000_000)] = 4096
+    """Longest answer to one request, in tokens."""
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Concurrent requests of all workers."""
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds an answer may take. Once its text has begun, 60 s without more of it are an error."""
+
+
 class MetricsSettings(BaseSettings):
     """Metrics for Prometheus (GET /metrics)."""
 
@@ -693,6 +716,7 @@ class Settings(BaseModel):
     egress: EgressSettings = Field(default_factory=EgressSettings)
     fetch: FetchSettings = Field(default_factory=FetchSettings)
     webhook: WebhookSettings = Field(default_factory=WebhookSettings)
+    enhanced_ai: EnhancedAiSettings = Field(default_factory=EnhancedAiSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 

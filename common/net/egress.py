@@ -1,4 +1,4 @@
-"""Connections to addresses that a client chose: recordings to fetch, and webhooks.
+"""Connections to addresses that a client chose: recordings, webhooks, language models' servers.
 
 Such a URL may lead to publicly reachable addresses only, or to those of EGRESS_ALLOW. Otherwise a
 client could reach, through this service, what the network hides from it (server-side request
@@ -7,7 +7,7 @@ a request is sent, all its addresses are validated, and the connection is pinned
 second DNS answer cannot redirect it.
 
 `Outbound` follows no redirects, uses no proxies of the environment, keeps no cookies, and sends no
-credentials.
+credentials but those in the headers that it is given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -151,10 +151,19 @@ class AllowList:
 
 
 class Egress:
-    """Validates URLs and addresses; ``resolve`` is the only resolver it uses."""
+    """Validates URLs and addresses; ``resolve`` is the only resolver it uses.
 
-    def __init__(self, allow: str = "", *, resolve: Resolve = system_addresses) -> None:
-        self._allow = AllowList.parse(allow)
+    ``allow`` is EGRESS_ALLOW. ``chosen`` is a host, as it is in URLs, that the operator has named
+    in another setting.
+    """
+
+    def __init__(
+        self, allow: str = "", *, chosen: str | None = None, resolve: Resolve = system_addresses
+    ) -> None:
+        allowed = AllowList.parse(allow)
+        if chosen is not None:
+            allowed = replace(allowed, hosts=allowed.hosts | {chosen.lower().rstrip(".")})
+        self._allow = allowed
         self._resolve = resolve
         # Threads of its own: a slow DNS delays nothing but lookups.
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="lookup")
@@ -293,14 +302,20 @@ class _Guarded(httpcore.AnyIOBackend):
 class Outbound:
     """Sends requests to addresses that ``egress`` allows; a new connection for each.
 
-    ``timeout_s`` bounds each operation: to connect, to send or to receive. Bound a whole request
-    by `asyncio.timeout`.
+    ``timeout_s`` bounds each operation: to send or to receive, and to connect, if ``connect_s``
+    does not. Bound a whole request by `asyncio.timeout`.
     """
 
     def __init__(
-        self, egress: Egress, *, timeout_s: float, tls: ssl.SSLContext | None = None
+        self,
+        egress: Egress,
+        *,
+        timeout_s: float,
+        connect_s: float | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._timeout = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
+        self._timeout = dict.fromkeys(("read", "write", "pool"), timeout_s)
+        self._timeout["connect"] = timeout_s if connect_s is None else connect_s
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls,
             max_connections=None,

@@ -388,3 +388,20 @@ def test_of_a_repeated_header_the_last_value_counts() -> None:
     ]
     headers = headers_of(httpcore.Response(302, headers=sent))
     assert (headers["location"], headers["x-name"]) == ("/last", "b\xe9")
+
+
+@pytest.mark.parametrize(
+    ("url", "chosen"),
+    [
+        ("http://gpu1:11434/v1", "gpu1"),
+        ("http://GPU1./v1", "gpu1"),
+        ("http://10.0.0.7/v1", "10.0.0.7"),
+        ("http://[fd00::7]/v1", "fd00::7"),
+    ],
+)
+def test_a_host_that_the_operator_chose_is_allowed_and_no_other(url: str, chosen: str) -> None:
+    egress = Egress(chosen=chosen, resolve=lambda _host, _port: ["10.0.0.7"])
+    asyncio.run(egress.check(url))
+    for other in ("http://gpu2/", "http://10.0.0.8/", "http://gpu1.example/", "http://[fd00::8]/"):
+        with pytest.raises(UrlRefused):
+            asyncio.run(egress.check(other))

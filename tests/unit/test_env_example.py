@@ -16,7 +16,11 @@ from scripts.env_example import TARGET, names, render
 from tests.support.programs import run_python
 from tests.support.setting_names import every_name, groups
 
-SAMPLES = {"API_PUBLIC_URL": "https://steno.example.org", "API_ROOT_PATH": "/steno"}
+SAMPLES = {
+    "API_PUBLIC_URL": "https://steno.example.org",
+    "API_ROOT_PATH": "/steno",
+    "ENHANCED_AI_BASE_URL": "http://ollama:11434/v1",
+}
 """Of settings that are unset, and not anything."""
 
 

@@ -44,6 +44,7 @@ NO_SETTINGS = {
     # of other programs
     *("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "PIP_FIND_LINKS", "NO_COLOR"),
     *("STT_OPENAI_URL", "STT_OPENAI_KEY", "STT_MODELS", "ASR_BASE_URL", "LD_LIBRARY_PATH"),
+    "OLLAMA_CONTEXT_LENGTH",
     # of the recipes for clouds
     *("DATABASE_HOST", "COMPOSE_FILE", "GRAFANA_PASSWORD"),
     # of the command line

@@ -16,9 +16,12 @@ each part; those of one round may run side by side, in any order::
     document = combine(work, segments, results)
 
 Most tasks have one round. Those that condense (summary, minutes, prompt) have notes made of each
-part, of these notes fewer ones, until they fit one request; it makes the answer. Parts follow from
-``work``, the segments and the results alone, so they need not be stored, and every round of notes
-has fewer parts than the one before. A part's result is JSON; so is the document.
+part, of these notes fewer ones, until they fit one request; it makes the answer. Every round of
+notes has fewer parts than the one before. A part's result is JSON; so is the document.
+
+Parts follow from ``work``, the segments and the results alone, so they need not be stored; but
+splitting takes 0.2 s an hour of speech. To make one part of the first round again, its index, how
+many there are, and its first and last segment are enough.
 
 What was said is data. It is only in the user message, which is one JSON document and nothing else,
 with all that could end a string or look like a delimiter escaped. What a model answers is believed

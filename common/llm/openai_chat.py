@@ -37,7 +37,7 @@ from common.errors import (
     SetupProblem,
     StenoError,
 )
-from common.llm.chat import Answer
+from common.llm.chat import Answer, Chat
 from common.net.egress import Egress, Outbound, parse_url
 from common.settings import Settings
 
@@ -105,7 +105,7 @@ def configured_server(settings: Settings) -> ChatServer:
     return ChatServer(wanted.base_url, wanted.model, key)
 
 
-def open_chat(settings: Settings, override: ChatServer | None = None) -> OpenAIChat:
+def open_chat(settings: Settings, override: ChatServer | None = None) -> Chat:
     """The model of the settings, or that of ``override``, a tenant's own.
 
     The operator has chosen the host in the settings, so it is allowed even if it is not public; a

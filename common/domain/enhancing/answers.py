@@ -51,12 +51,13 @@ def is_storable(text: str) -> bool:
 def read_answer(text: str, schema: Schema) -> Any:
     """The JSON of an answer that meets ``schema``; it may be in a fence, as models like to write.
 
+    ``schema`` has no references: of a caller's, take `checked_schema`.
+
     Raises:
         AnswerRejected: it is not JSON, or breaks the schema. The reason quotes none of it.
     """
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
-    from referencing import Registry
 
     found = answer_text(text)
     first, _, rest = found.partition("\n")
@@ -69,9 +70,7 @@ def read_answer(text: str, schema: Schema) -> Any:
         raise AnswerRejected(reason="it is not JSON") from None
     if not is_storable(written):
         raise AnswerRejected(reason="it has characters that are no text")
-    registry: Registry[Any] = Registry()  # with one, nothing is fetched
-    validator = Draft202012Validator(schema, registry=registry)
-    broken = best_match(validator.iter_errors(value))
+    broken = best_match(Draft202012Validator(schema).iter_errors(value))
     if broken is not None:
         rule = "/".join(str(step) for step in broken.absolute_schema_path)
         raise AnswerRejected(reason=f"it breaks the schema at {rule}")

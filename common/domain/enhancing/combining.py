@@ -55,7 +55,8 @@ def _keywords(results: Sequence[Result], segments: Segments) -> Result:
     spoken = {segment.id: spoken_text(segment.text) for segment in segments}
     counted: list[Result] = []
     for keyword in first.values():
-        counts = {number: count_words(keyword, text) for number, text in spoken.items()}
+        wanted = spoken_text(keyword)
+        counts = {number: count_words(wanted, text) for number, text in spoken.items()}
         said_in = [number for number, count in counts.items() if count]
         counted.append({"keyword": keyword, "count": sum(counts.values()), "segments": said_in})
     return {"keywords": sorted(counted, key=lambda it: -it["count"])}

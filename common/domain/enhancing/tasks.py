@@ -154,7 +154,7 @@ def _check_keywords(answer: Any, part: Part) -> Result:
     """Only those that were said: a model may well think of others."""
     said = [spoken_text(segment.text) for segment in part.segments]
     asked = list(dict.fromkeys(one_line(keyword) for keyword in answer["keywords"]))
-    kept = [keyword for keyword in asked if any(count_words(keyword, each) for each in said)]
+    kept = [it for it in asked if any(count_words(spoken_text(it), each) for each in said)]
     if asked and not kept:
         raise AnswerRejected(reason="none of its keywords was said")
     return {"keywords": kept}
@@ -214,8 +214,9 @@ _SPOKEN_SIGNS = frozenset("%&@#*‰")
 """Unicode calls them punctuation, but they are said."""
 _BETWEEN_WORDS = frozenset("-/_\u2010\u2011\u2012\u2013\u2014\u2015")
 
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 """Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana, Han."""
+_TOKEN = re.compile(f"[{_UNSPACED}]|[^{_UNSPACED}]+")
 
 
 def spoken_form(text: str) -> tuple[list[str], list[str]]:
@@ -235,15 +236,13 @@ def spoken_form(text: str) -> tuple[list[str], list[str]]:
 
 
 def spoken_text(text: str) -> str:
-    """The words of ``text`` without case and marks, for `count_words`; a space around each."""
-    return "".join(f" {word} " for word in spoken_form(text)[0])
+    """The words of ``text`` without case and marks, a space before and after each of them."""
+    words = (token for word in spoken_form(text)[0] for token in _TOKEN.findall(word))
+    return "".join(f" {word} " for word in words)
 
 
-def count_words(keyword: str, spoken: str) -> int:
-    """How often ``keyword``, of one or more words, is in a `spoken_text`."""
-    wanted = spoken_text(keyword)
-    if _UNSPACED.search(keyword):
-        wanted, spoken = wanted.replace(" ", ""), spoken.replace(" ", "")
+def count_words(wanted: str, spoken: str) -> int:
+    """How often the words ``wanted`` are in ``spoken``, both as `spoken_text`."""
     return spoken.count(wanted) if wanted else 0
 
 

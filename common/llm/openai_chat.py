@@ -34,7 +34,7 @@ from common.errors import (
     ChatRejected,
     ChatUnavailable,
     EnhancementOff,
-    SetupProblem,
+    OutOfRange,
     StenoError,
 )
 from common.llm.chat import Answer, Chat
@@ -68,7 +68,11 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class ChatServer:
-    """A server and the model to ask there; ``base_url`` such as http://ollama:11434/v1."""
+    """A server and the model to ask there; ``base_url`` such as http://ollama:11434/v1.
+
+    Raises:
+        UrlRefused, OutOfRange: the URL or the key can be none.
+    """
 
     base_url: str
     model: str
@@ -77,10 +81,8 @@ class ChatServer:
     def __post_init__(self) -> None:
         parse_url(self.base_url, "base_url")
         if self.key is not None and not _KEY.fullmatch(self.key):
-            raise SetupProblem(
-                problem="The key of the language model's server has a space or a special character",
-                remedy="Change it",
-            )
+            limit = "printable ASCII without spaces"
+            raise OutOfRange(field="api_key", limit=limit, value=f"{len(self.key)} characters")
 
     @property
     def host(self) -> str:
@@ -93,8 +95,7 @@ def configured_server(settings: Settings) -> ChatServer:
 
     Raises:
         EnhancementOff: they name none.
-        SetupProblem: its key is no key.
-        UrlRefused: its URL is none.
+        UrlRefused, OutOfRange: as `ChatServer`.
     """
     wanted = settings.enhanced_ai
     if wanted.base_url is None:
@@ -112,7 +113,7 @@ def open_chat(settings: Settings, override: ChatServer | None = None) -> Chat:
     tenant's is allowed as other URLs of clients are.
 
     Raises:
-        EnhancementOff, SetupProblem, UrlRefused: as `configured_server`.
+        EnhancementOff, UrlRefused, OutOfRange: as `configured_server`.
     """
     server = override or configured_server(settings)
     chosen = server.host if override is None else None

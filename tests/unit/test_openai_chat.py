@@ -22,7 +22,7 @@ from common.errors import (
     ChatRejected,
     ChatUnavailable,
     EnhancementOff,
-    SetupProblem,
+    OutOfRange,
     StenoError,
     UrlRefused,
 )
@@ -30,6 +30,7 @@ from common.llm.chat import Answer
 from common.llm.openai_chat import ChatServer, OpenAIChat, open_chat
 from common.net.egress import Egress
 from common.settings import EgressSettings, EnhancedAiSettings, Settings
+from tests.support.programs import run_python
 from tests.support.scripted_chat import (
     DONE,
     ChatScript,
@@ -210,7 +211,7 @@ def test_a_busy_or_broken_server_is_tried_again(status: int) -> None:
     ("header", "least", "most"),
     [
         ("17", 17, 17),
-        (format_datetime(datetime.now(UTC) + timedelta(minutes=30), usegmt=True), 1000, 1800),
+        (format_datetime(datetime.now(UTC) + timedelta(minutes=55), usegmt=True), 60, 3300),
         ("999999", 3600, 3600),
     ],
     ids=["seconds", "date", "capped"],
@@ -365,7 +366,7 @@ def test_a_setting_that_is_missing_is_named() -> None:
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "khoá"])
 def test_a_key_that_cannot_be_sent_is_rejected_and_not_shown(key: str) -> None:
-    with pytest.raises(SetupProblem) as caught:
+    with pytest.raises(OutOfRange, match="api_key must be printable ASCII") as caught:
         ChatServer("http://ollama:11434/v1", "m", key)
     assert not key or key not in str(caught.value)
 
@@ -378,3 +379,9 @@ def test_an_address_that_is_no_server_is_rejected(url: str) -> None:
 
 def test_the_key_is_not_shown_with_its_server() -> None:
     assert KEY not in repr(ChatServer("http://ollama:11434/v1", "m", KEY))
+
+
+def test_a_process_that_asks_no_model_does_not_load_the_packages_for_it() -> None:
+    modules = "common.llm.openai_chat, common.domain.enhancement"
+    loaded = f"import sys, {modules}; print(sys.modules.keys() & {{'openai', 'jsonschema'}})"
+    assert run_python("-c", loaded).stdout.strip() == "set()"

@@ -343,6 +343,7 @@ TASKS: Mapping[Task, TaskType] = {
         check=_check_edits,
         growth=1.5,
         brief=True,
+        keeps_language=True,
     ),
 }
 """All tasks but `Task.PROMPT`, whose instructions and schema are the caller's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session, defer
 
 from common.db.database import Database
 from common.db.flow import locked_job
+from common.db.glossaries import count_replacements
 from common.db.tables import Job, Step, TranscriptRevision
 from common.db.transcriptions import newest_revision, store_revision, transcript_in
 from common.domain.differences import difference
+from common.domain.glossary import replacements
 from common.domain.job import JobStatus, StepStatus, is_at_rest
 from common.domain.pipeline import StepKind
 from common.domain.speakers import NO_SPEAKERS, marked_overlaps
@@ -229,6 +231,18 @@ def add_revision(
         changes=changes,
     )
     store_revision(session, job, revision)
+    if origin is Origin.EDIT:
+        count_replacements(session, job.tenant, job.id, _replaced(changes))
     session.flush()
     session.refresh(revision, ["created_at", "refinements"])
     return revision
+
+
+def _replaced(changes: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What was replaced by what, in the changes of an edit."""
+    for change in changes:
+        old, new = (
+            " ".join(segment["text"] for segment in change.get(side, ()))
+            for side in ("before", "after")
+        )
+        yield from replacements(old, new)

@@ -317,3 +317,15 @@ def test_transcripts_of_others_of_unfinished_and_of_deleted_jobs_cannot_be_edite
     Deletions(api.database, TENANT).delete(job_id)
     edit(api, job_id, replace(0, "x"), on='"2-0"', status=404)
     assert api.count(TranscriptRevision) == 0
+
+
+def test_what_people_replace_in_three_transcripts_is_suggested_to_the_glossary(api: Api) -> None:
+    jobs = []
+    for _ in range(3):
+        jobs.append(api.submit())
+        api.complete(1, segments=[stored_segment(0, 2_000, " we met Nguyen Van An today")])
+    for at, job_id in enumerate(jobs):
+        assert api.get("glossaries/suggestions")["suggestions"] == [], at
+        edit(api, job_id, replace(0, "we met Nguyễn Vân An today"))
+    (found,) = api.get("glossaries/suggestions")["suggestions"]
+    assert (found["word"], found["instead_of"]) == ("Nguyễn Vân", "nguyen van")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -12,11 +14,13 @@ from common.db.revisions import Author, add_revision
 from common.db.steps import Claim, StaleClaim
 from common.db.tables import Job
 from common.domain.differences import difference
+from common.domain.glossary import Entry, rewritten
 from common.domain.job import MODERATION_FAILED
 from common.domain.merging import merge
 from common.domain.request import Options
 from common.domain.splicing import spliced
 from common.domain.transcript import Origin, Transcript
+from common.domain.values import Segment
 from common.errors import Transient
 from common.transcripts import moderated_by, parts
 from worker.context import Context, with_retries
@@ -41,7 +45,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     anew = Transcript(
         job.transcription.detected_language or job.language,
         span.duration_ms,
-        merge(parts(stored)),
+        _rewritten(merge(parts(stored)), options.to_rewrite),
         moderated_by(stored) if options.moderation else None,
     )
     weights = job.transcription.weights_sha256 or ""
@@ -75,6 +79,15 @@ def run(context: Context, claim: Claim) -> Claim | None:
     following = context.finish(claim, within=store)
     context.events.job_changed(source_id)
     return following
+
+
+def _rewritten(segments: Sequence[Segment], entries: Sequence[Entry]) -> tuple[Segment, ...]:
+    """With the words of glossaries written right; the refinement labels what was changed."""
+    new = rewritten(segments, entries)
+    return tuple(
+        it if it is old else replace(it, finding=None)
+        for it, old in zip(new, segments, strict=True)
+    )
 
 
 def limit_s(context: Context, claim: Claim) -> float:

@@ -78,7 +78,7 @@ class Curl:
             "GATEWAY_API_KEY": KEY,
         }
         self._parser = argparse.ArgumentParser("curl", exit_on_error=False)
-        for flag in ("-N", "-O", "-J", "-s"):
+        for flag in ("-N", "-O", "-J", "-s", "-i"):
             self._parser.add_argument(flag, action="store_true")
         self._parser.add_argument("-F", action="append", default=[])
         self._parser.add_argument("-H", action="append", default=[])

@@ -11,8 +11,12 @@ from api.http.fields import OneLine, RequestDocument
 from common.domain import editing
 from common.domain.editing import MAX_EDITS, UNCHANGED
 
-Index = Annotated[int, Field(ge=0, examples=[3])]
-Time = Annotated[float, Field(ge=0, allow_inf_nan=False, examples=[12.5])]
+LONGEST_S = 10_000_000
+"""Beyond the end of any recording."""
+MOST = 10_000_000
+"""Beyond the segments of any transcript, and the words of any segment."""
+Index = Annotated[int, Field(ge=0, le=MOST, examples=[3])]
+Time = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False, examples=[12.5])]
 
 MAX_NOTE = 1_000
 """Characters."""

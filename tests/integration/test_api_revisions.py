@@ -275,6 +275,8 @@ def test_an_impossible_edit_names_its_field(
         {"op": "replace", "segment": -1, "text": "x"},
         {"op": "replace", "segment": 0, "text": 5},
         {"op": "replace", "segment": 0, "start": "nan"},
+        {"op": "replace", "segment": 0, "start": 1e308},
+        {"op": "replace", "segment": 10**30, "text": "x"},
         {"op": "replace", "segment": 0, "txt": "x"},
         {"segment": 0},
         "delete",

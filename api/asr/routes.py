@@ -26,7 +26,7 @@ from api.http.headers import answer_with, attachment
 from api.http.problems import documented
 from api.jobs.feeds import watch_job
 from api.jobs.idempotency import PARAMETER
-from api.jobs.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
+from api.jobs.waiting import HEADERS, JOB_ID, REVISION, check_completed, wait_for_end
 from api.services import VERSION, Services, ServicesDep
 from common.db.jobs import Text
 from common.db.snapshots import Snapshot
@@ -77,6 +77,7 @@ async def asr(
         answer: Response = JSONResponse(json_document(transcript, words=query.word_timestamps))
     else:
         answer = Response(write(query.output, transcript), media_type="text/plain")
+    answer.headers[REVISION] = str(text.revision)
     answer.headers["Content-Disposition"] = attachment(snapshot.filename, query.output)
     return answer
 

@@ -17,8 +17,14 @@ from common.errors import Conflict, JobStillRunning, NotFound, NotReady
 
 JOB_ID = "X-Job-Id"
 """The header that names the job of a response."""
+REVISION = "X-Revision"
+"""The header that names the revision of a text."""
 HEADERS = {
     JOB_ID: {"schema": {"type": "string", "format": "uuid"}},
+    REVISION: {
+        "description": "The revision of the text; the newest one of a job that was sent before",
+        "schema": {"type": "integer"},
+    },
     IGNORED: {
         "description": "Parameters of the request that were ignored",
         "schema": {"type": "string"},

@@ -24,7 +24,7 @@ from api.http.sse import HEARTBEAT, MEDIA_TYPE, EventStream, event
 from api.jobs.feeds import JobFeed, watch_job
 from api.jobs.resolving import Resolver
 from api.jobs.uploads import Form, Upload
-from api.jobs.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
+from api.jobs.waiting import HEADERS, JOB_ID, REVISION, check_completed, wait_for_end
 from api.openai.model_names import WHISPER, weights_named
 from api.openai.schemas import (
     DIARIZED,
@@ -148,7 +148,7 @@ async def _serve(
         answer = ErrorAnswer(problem(error))
         answer.headers.update(headers | NO_RETRY)
         return answer
-    return _answer(transcript_of(text), parsed.options, headers)
+    return _answer(transcript_of(text), parsed.options, headers | {REVISION: str(text.revision)})
 
 
 def _answer(transcript: Transcript, options: AudioOptions, headers: dict[str, str]) -> Response:

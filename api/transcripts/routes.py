@@ -19,7 +19,7 @@ from api.http.headers import attachment
 from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, parse_cursor
 from api.http.problems import documented
 from api.jobs.schemas import Subject
-from api.jobs.waiting import check_ready
+from api.jobs.waiting import REVISION, check_ready
 from api.processes.wav import WavFiles, WavResponse
 from api.services import Services, ServicesDep
 from api.transcripts.documents import page_policy, to_docx, to_html
@@ -87,9 +87,6 @@ def _layout(
         max_cps=max_cps,
     )
 
-
-REVISION = "X-Revision"
-"""The header that names the revision of a text."""
 
 CONTENT_LETTERS = 200
 """Characters of a text that the history shows."""

@@ -271,14 +271,18 @@ def merged(transcript: TranscriptRevision, metrics: JobMetrics, warnings: list[s
 
 
 def refined(transcript: Transcript, manifest: dict[str, Any]) -> Within:
-    """Complete the newest revision: the times of its words and its moderation, not its text."""
+    """Complete the newest revision: the times of its words and its moderation, not its text.
+
+    Then searches find it: indexing it takes longer than an edit, and masks need the moderation.
+    """
 
     def store(session: Session, job: Job) -> None:
         revision = session.scalars(newest_revision(job.id)).one()
-        revision.segments = segments_to_json(transcript.segments)
-        revision.manifest = manifest
-        revision.refinements += 1
-        index_transcript(session, job, revision)  # masked text changes with the moderation
+        segments = segments_to_json(transcript.segments)
+        if (revision.segments, revision.manifest) != (segments, manifest):
+            revision.segments, revision.manifest = segments, manifest
+            revision.refinements += 1
+        index_transcript(session, job, revision)
 
     return store
 
@@ -307,13 +311,14 @@ def transcript_in(row: TranscriptRevision) -> Transcript:
 def store_revision(session: Session, job: Job, transcript: TranscriptRevision) -> None:
     """Store ``transcript`` as the newest revision of ``job``, whose row is locked, and number it.
 
-    One that the merge has not made is refined afterwards.
+    One that the merge has not made is refined afterwards, and found by searches then.
     """
     newest = newest_revision(job.id).with_only_columns(TranscriptRevision.revision)
     transcript.revision = (session.scalar(newest) or 0) + 1
     session.add(transcript)
-    index_transcript(session, job, transcript)
-    if transcript.origin != Origin.MERGE:
+    if transcript.origin == Origin.MERGE:
+        index_transcript(session, job, transcript)
+    else:
         Flow(session, job).add_afterwards(StepKind.REFINE)
 
 

@@ -47,8 +47,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
         except StenoError as error:
             failure = error
     manifest = _manifest(revision.manifest, complete)
-    if complete != transcript:
-        with_retries(context.steps.write, claim, refined(complete, manifest))
+    with_retries(context.steps.write, claim, refined(complete, manifest))
     write_files(context, claim, complete, warnings=claim.job.warnings, manifest=manifest)
     if failure is not None:
         raise failure

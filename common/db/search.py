@@ -184,29 +184,30 @@ class Search:
     ) -> tuple[list[SearchCursor], bool]:
         """The places of the best passages, in order, and whether they are all."""
         tiers = wanted.tiers()
-        places: dict[int, SearchCursor] = {}
+        tier_of: dict[int, int] = {}
         count = 0
         for tier, lexemes in enumerate(tiers):
-            rows = session.execute(self._candidates(lexemes, tiers[-1], which, newest)).all()
-            for passage_id, rank in rows:
-                places.setdefault(passage_id, SearchCursor(newest, tier, rank, passage_id))
-            count = len(rows)
-            if len(places) >= MOST_RANKED:
+            ids = session.scalars(self._candidates(lexemes, which, newest)).all()
+            for passage_id in sorted(ids, reverse=True):
+                tier_of.setdefault(passage_id, tier)
+            count = len(ids)
+            if len(tier_of) >= MOST_RANKED:
                 break
-        ranked = sorted(places.values(), key=lambda it: it.key)
-        return ranked[:MOST_RANKED], len(places) < MOST_RANKED or count < MOST_RANKED
-
-    def _candidates(
-        self, lexemes: Sequence[str], ranked_by: Sequence[str], which: SearchFilter, newest: int
-    ) -> Select[int, float]:
-        """Selects the newest passages with ``lexemes``: their id and rank."""
-        blocks = union_all(*self._blocks(lexemes, which, newest)).subquery()
-        found = select(blocks.c.id).limit(MOST_RANKED)
-        words = cast(literal(to_tsquery(ranked_by)), TSQUERY)
-        return select(StoredPassage.id, func.ts_rank_cd(StoredPassage.lexemes, words)).where(
-            # As an array: Postgres might join them by reading all passages.
-            StoredPassage.id == func.any(func.array(found.scalar_subquery()))
+        chosen = list(tier_of)[:MOST_RANKED]  # in the order of tiers, in each the newest first
+        words = cast(literal(to_tsquery(tiers[-1])), TSQUERY)
+        rows = session.execute(
+            select(StoredPassage.id, func.ts_rank_cd(StoredPassage.lexemes, words)).where(
+                StoredPassage.id == func.any(chosen)
+            )
         )
+        places = (SearchCursor(newest, tier_of[it], rank, it) for it, rank in rows)
+        is_complete = len(tier_of) < MOST_RANKED or count < MOST_RANKED
+        return sorted(places, key=lambda it: it.key), is_complete
+
+    def _candidates(self, lexemes: Sequence[str], which: SearchFilter, newest: int) -> Select[int]:
+        """Selects the newest passages with ``lexemes``."""
+        blocks = union_all(*self._blocks(lexemes, which, newest)).subquery()
+        return select(blocks.c.id).limit(MOST_RANKED)
 
     def _blocks(
         self, lexemes: Sequence[str], which: SearchFilter, newest: int

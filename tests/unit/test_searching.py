@@ -89,17 +89,18 @@ def test_a_query_without_a_word_is_rejected_by_name(query: str) -> None:
 
 def test_words_typed_with_marks_are_ranked_before_others() -> None:
     assert Wanted.parse("khách san").tiers() == [
-        ["khach", "san", "khach san", "=khách"],
-        ["khach", "san", "khach san"],
-        ["khach", "san", "=khách"],
+        ["khach san", "=khách"],
+        ["khach san"],
+        ["=khách", "san"],
         ["khach", "san"],
     ]
+    assert Wanted.parse("khách").tiers() == [["=khách"], ["khach"]]
     assert Wanted.parse("khach").tiers() == [["khach"]]
 
 
 def test_a_phrase_is_required_of_what_is_quoted_or_has_no_spaces() -> None:
     assert Wanted.parse('gần "khách sạn"').tiers()[-1] == ["gan", "khach", "san", "khach san"]
-    assert Wanted.parse("你好").tiers() == [["你", "好", "你 好"]]
+    assert Wanted.parse("你好").tiers() == [["你 好"], ["你", "好", "你 好"]]
 
 
 @given(st.lists(SAID.map(" ".join), max_size=60), st.integers(100, 90_000))

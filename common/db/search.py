@@ -70,6 +70,10 @@ SHIFTS = (13, 17, 21, 62)
 """The powers of two of blocks; the last makes one of all passages. A search reads two of a size."""
 
 
+_ID = StoredPassage.id + 0
+"""The sum keeps Postgres from reading all passages of a range by their primary key."""
+
+
 @dataclass(frozen=True, slots=True)
 class SearchFilter:
     """Which texts; None: any. Both times are those of jobs and streams, and exclusive."""
@@ -218,7 +222,7 @@ class Search:
         """
         conditions = [
             StoredPassage.tenant == self._tenant,
-            StoredPassage.id <= newest,
+            newest >= _ID,
             *_conditions(which),
         ]
         words = to_tsquery([*lexemes, *_filter_lexemes(which)])
@@ -233,11 +237,10 @@ class Search:
             yield (
                 select(StoredPassage.id)
                 .where(StoredPassage.lexemes.op("@@")(query), *conditions)
-                # The sum keeps Postgres from walking through all passages in this order.
-                .order_by((StoredPassage.id + 0).desc())
+                .order_by(_ID.desc())
                 .limit(MOST_RANKED)
             )
-            conditions = [*conditions, StoredPassage.id < (block - 1) << shift]
+            conditions = [*conditions, (block - 1) << shift > _ID]
             if block <= 1:
                 return
 

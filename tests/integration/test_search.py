@@ -19,6 +19,7 @@ from common.db.revisions import Author, Revisions
 from common.db.search import Hit, Search, SearchFilter, SearchPage
 from common.db.streams import COMPLETED, Streams
 from common.db.tables import Deletion, Job, Kind, StoredPassage, StreamSession, Unindexed
+from common.db.transcriptions import refined
 from common.domain.request import Options
 from common.domain.searching import Wanted
 from common.domain.speakers import Diarization, Turn
@@ -144,6 +145,10 @@ def test_a_new_revision_replaces_what_is_found(database: Database) -> None:
     [before] = search(database, "khách sạn", SearchFilter(speaker="speaker_00")).hits
 
     Revisions(database, TENANT).change_speakers(job_id, {"SPEAKER_00": "Lan Trần"}, Author())
+    assert search(database, "khách sạn").hits == [before]
+    steps = make_steps(database)
+    newest = Revisions(database, TENANT).get(job_id)
+    steps.write(claim_next(steps), refined(newest.transcript, newest.row.manifest))
 
     [hit] = search(database, "khách sạn").hits
     assert (before.found.segment.speaker, hit.found.segment.speaker) == ("SPEAKER_00", "Lan Trần")

@@ -39,7 +39,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
             in every step.
     """
     revision = with_retries(context.transcriptions.newest, claim.job_id)
-    complete = transcript = transcript_in(revision)
+    complete = transcript_in(revision)
     failure: StenoError | None = None
     for refinement in (partial(_moderated, context), partial(_aligned, context, claim)):
         try:

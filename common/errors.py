@@ -135,6 +135,10 @@ class Unsupported(BadInput, code="unsupported_option", status=422):
     """{field} is not supported"""
 
 
+class Misnamed(Unsupported):
+    """{field} is not supported; did you mean {nearest}?"""
+
+
 class TooLarge(BadInput, code="too_large", status=413):
     """{field} is limited to {limit}; got {value}"""
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from common.errors import Misnamed, Unsupported
+
 T = TypeVar("T")
 
 MAX_BYTES = 16 * 1024
 """As compact JSON in UTF-8."""
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Unicode's overrides and isolates: text after them may be shown in another order."""
 MAX_DEPTH = 32
 """Nested objects and lists; JSON writers fail at some greater depth."""
 
@@ -39,6 +45,12 @@ def metadata_of(text: str) -> Any:
         return json.loads(text, parse_constant=_reject)
     except (ValueError, RecursionError):
         raise ValueError("a JSON object") from None
+
+
+def unsupported(field: str, known: Iterable[str]) -> Unsupported:
+    """The error that there is no such field; it names the most similar of ``known``."""
+    nearest = get_close_matches(field, known, n=1, cutoff=0.65)
+    return Misnamed(field=field, nearest=nearest[0]) if nearest else Unsupported(field=field)
 
 
 def checked(value: dict[str, Any]) -> dict[str, Any]:
@@ -88,11 +100,17 @@ def _no_control(text: str) -> str:
     return text
 
 
+def _no_direction(text: str) -> str:
+    if not _DIRECTIONS.isdisjoint(text):
+        raise ValueError("text without characters that change its direction")
+    return text
+
+
 def _one_line(text: str) -> str:
     """As it can stand before a line of text."""
     text = " ".join(text.split())
     if not text:
-        raise ValueError("text")
+        raise ValueError("not empty")
     return text
 
 
@@ -105,7 +123,9 @@ Omittable = Annotated[T | SkipJsonSchema[None], Field(json_schema_extra=_without
 Word = BeforeValidator(_lower)
 """A name, in any case."""
 Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
-Name = Annotated[str, Field(max_length=200), AfterValidator(_no_control)]
+Name = Annotated[
+    str, Field(max_length=200), AfterValidator(_no_control), AfterValidator(_no_direction)
+]
 OneLine = Annotated[Name, AfterValidator(_one_line)]
 """A name that is not blank; spaces and line breaks become one space."""
 Metadata = Annotated[dict[str, Any], AfterValidator(checked)]

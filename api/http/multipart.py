@@ -14,7 +14,8 @@ from urllib.parse import unquote as unquote_url
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from common.errors import Malformed, TooLarge, Unsupported
+from api.http.fields import unsupported
+from common.errors import Malformed, TooLarge
 
 MAX_OPTION_BYTES = 16 * 1024
 MAX_REPEATED = 16
@@ -138,7 +139,7 @@ class FormReader:
         self._ignores_part = False
         if name not in (self._file_field, *self._repeatable) and name not in self._known:
             if not self._ignores_unknown:
-                raise Unsupported(field=name[:100])
+                raise unsupported(name[:100], self._known)
             self._ignores_part = True
             if name[:100] not in self.ignored and len(self.ignored) < MAX_IGNORED:
                 self.ignored.append(name[:100])

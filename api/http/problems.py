@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from itertools import pairwise
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -21,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http.bodies import BodyRejected, has_unread_body, limit_body
-from api.http.fields import metadata_of
+from api.http.fields import metadata_of, unsupported
 from common.errors import (
     BadInput,
     FieldMissing,
@@ -45,7 +44,6 @@ from common.errors import (
     Unauthorised,
     Unavailable,
     UnknownOption,
-    Unsupported,
 )
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -67,10 +65,21 @@ _LIMITS = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "string_too_long": "at most {max_length} characters long",
+    "string_too_short": "at least {min_length} characters long",
+    "too_long": "at most {max_length} items long",
+    "too_short": "at least {min_length} items long",
     "finite_number": "a finite number",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "bool_type": "true or false",
     "bool_parsing": "true or false",
+    "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
+    "float_type": "a number",
     "float_parsing": "a number",
     "uuid_parsing": "a UUID",
     "uuid_type": "a UUID",
@@ -159,21 +168,30 @@ def internal_error() -> Problem:
     return Problem(500, StenoError.code, "Internal error; the gateway's log says more")
 
 
-def validation_error(error: Mapping[str, Any]) -> BadInput:
-    """Our error for one of pydantic's, with the field, what is allowed, and the value."""
+def validation_error(
+    error: Mapping[str, Any], sent: object, known: Collection[str] = ()
+) -> BadInput:
+    """Our error for one of pydantic's, with the field, what is allowed, and the value.
+
+    ``sent`` is what was validated; ``known`` has its fields, to suggest one for an unknown name.
+    """
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
-    field = _field(error["loc"])
+    field = _field(error["loc"], sent)
+    if kind == "missing" and not _is_parameter(error["loc"]):
+        missing = str(error["loc"][-1])
+        return FieldMissing(field=missing if field == "body" else f"{field}.{missing}")
     if kind == "missing":
         return FieldMissing(field=field)
     if kind == "extra_forbidden":
-        return Unsupported(field=field)
+        return unsupported(field, known)
     if kind in {"literal_error", "enum"}:
         allowed = context["expected"].replace("'", "").replace(" or ", ", ")
         return UnknownOption(field=field, allowed=allowed, value=echoed(value))
     if kind == "json_invalid":
         return Malformed(reason="the body is not JSON")
     limit = _LIMITS.get(kind)
-    text = limit.format(**context) if limit else error["msg"].removeprefix("Value error, ")
+    said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    text = limit.format(**context) if limit else said
     return OutOfRange(field=field, limit=text, value=echoed(value))
 
 
@@ -189,28 +207,42 @@ def validated(kind: type[Model], sent: Mapping[str, Any]) -> Model:
             given["metadata"] = metadata_of(given["metadata"])
         return kind.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise validation_error({**first, "loc": first["loc"][:1]}) from None
+        raise validation_error(dict(error.errors()[0]), given, kind.model_fields) from None
     except ValueError as error:
         value = echoed(given["metadata"])
         raise OutOfRange(field="metadata", limit=error, value=value) from None
 
 
-def _field(place: Sequence[int | str]) -> str:
+def _is_parameter(place: Sequence[int | str]) -> bool:
+    return len(place) > 1 and place[0] in {"query", "path", "header"}
+
+
+def _field(place: Sequence[int | str], sent: object) -> str:
     """The field of an invalid value: of a parameter its own name, of an item its list's name.
 
-    A field of an item is named with the item, as in ``entries[3].word``.
+    A field in an object has the names of both, as in ``consent.by``. What ``place`` has beside the
+    names in ``sent`` is pydantic's own; of a missing field it is the name, so this is its parent.
     """
-    names = [name for name in place if isinstance(name, str)]
-    if not names:
-        return "body"
-    of_parameter = names[0] in {"query", "path", "header"} and len(names) > 1
-    if of_parameter:
-        return names[1]
-    for at, (number, name) in enumerate(pairwise(place)):
-        if isinstance(number, int) and isinstance(name, str) and at:
-            return f"{place[at - 1]}[{number}].{name}"
-    return names[-1]
+    where, *names = place or ("body",)
+    if _is_parameter(place):
+        return str(names[0])
+    if where != "body":
+        names = [where, *names]
+    found = []
+    for name in names:
+        if isinstance(sent, Mapping) and name in sent:
+            found.append(str(name))
+            sent = sent[name]
+        elif isinstance(sent, Sequence) and isinstance(name, int) and name < len(sent):
+            sent = sent[name]
+    return ".".join(found) or "body"
+
+
+def _fields_of(request: Request, error: Mapping[str, Any]) -> Collection[str]:
+    """The fields of the body's document, where the error is about one of them."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    fields = getattr(body and body.field_info.annotation, "model_fields", {})
+    return fields if len(error["loc"]) == 2 else ()
 
 
 Present = Callable[[Request, Problem], Response]
@@ -235,7 +267,9 @@ def install(app: FastAPI, present: Present) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        return answered(request, problem(validation_error(error.errors()[0])))
+        first = error.errors()[0]
+        ours = validation_error(first, error.body, _fields_of(request, first))
+        return answered(request, problem(ours))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:

@@ -93,7 +93,7 @@ class AudioOptions(RequestDocument):
         except ValidationError as error:
             errors = error.errors()
             first = next((each for each in errors if each["type"] != "missing"), errors[0])
-            raise validation_error(dict(first)) from None
+            raise validation_error(dict(first), sent, cls.model_fields) from None
 
 
 class TranslationOptions(AudioOptions):

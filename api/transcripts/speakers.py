@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Body
 from loguru import logger
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from api.auth.callers import Caller, Reader, Transcriber
 from api.http.fields import OneLine
@@ -26,8 +26,14 @@ router = APIRouter(tags=["jobs"], responses=documented(422, 503))
 MOST_CHANGES = 100
 
 
+def _not_blank(name: object) -> object:
+    if isinstance(name, str) and not name.strip():
+        raise ValueError("not empty (null removes the name)")
+    return name
+
+
 Changes = Annotated[
-    dict[str, OneLine | None],
+    dict[str, Annotated[OneLine, BeforeValidator(_not_blank)] | None],
     Body(
         max_length=MOST_CHANGES,
         examples=[{"SPEAKER_00": "Lan", "SPEAKER_02": "SPEAKER_00"}],

@@ -6,7 +6,6 @@ A class owns its message (the docstring, a format string over the keyword argume
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -26,7 +25,7 @@ class StenoError(Exception):
 
     def __init__(self, **details: object) -> None:
         self.details = details
-        super().__init__(inspect.cleandoc(type(self).__doc__ or "").format(**details))
+        super().__init__(" ".join((type(self).__doc__ or "").split()).format(**details))
 
     def __reduce__(self) -> tuple[Callable[[], StenoError], tuple[()], dict[str, Any]]:
         return partial(type(self), **self.details), (), self.__dict__
@@ -61,6 +60,13 @@ class UnknownOption(BadInput, code="unknown_option", status=422):
 
 class OutOfRange(BadInput, code="out_of_range", status=422):
     """{field} must be {limit}; got {value!r}"""
+
+
+class TooLittleSpeech(OutOfRange):
+    """{speaker} has {value:g} s of usable speech, and {limit:g} s are needed.
+
+    Enrol this person from a recording in which they speak alone for about a minute
+    """
 
 
 class OptionConflict(BadInput, code="option_conflict", status=422):
@@ -179,6 +185,10 @@ class Conflict(BadInput, code="conflict", status=409):
     """{reason}"""
 
 
+class NoSpeakers(Conflict):
+    """The job has no speakers: it was sent without diarize=true, or no channels were separated"""
+
+
 class JobKindUnknown(BadInput, code="job_kind_unknown", status=409):
     """The job is of the kind {kind}, which this version does not know"""
 
@@ -231,7 +241,7 @@ class SecretsLocked(Transient, code="secrets_locked"):
 
 
 class VoicesLocked(Transient, code="voices_locked"):
-    """The embeddings of voices cannot be decrypted: VOICE_KEY lacks the key that encrypted them"""
+    """The embeddings of voices cannot be decrypted: {cause}"""
 
 
 class OutcomeUnknown(Unavailable):

@@ -17,8 +17,7 @@ from api.services import Services, ServicesDep
 from api.transcripts.schemas import ResultSpeaker
 from common.db.revisions import Author, Revisions
 from common.domain.results import speakers_document
-from common.domain.speakers import NO_SPEAKERS
-from common.errors import Conflict
+from common.errors import NoSpeakers
 from common.transcripts import transcript_of
 
 router = APIRouter(tags=["jobs"], responses=documented(422, 503))
@@ -93,5 +92,5 @@ def _speakers(services: Services, tenant: str, job_id: UUID) -> dict[str, Any]:
     check_ready(jobs.snapshot(job_id))
     found = speakers_document(transcript_of(jobs.text(job_id)))
     if found is None:
-        raise Conflict(reason=NO_SPEAKERS)
+        raise NoSpeakers
     return {"speakers": found}

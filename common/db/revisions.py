@@ -19,9 +19,9 @@ from common.domain.differences import difference
 from common.domain.glossary import replacements
 from common.domain.job import JobStatus, StepStatus, is_at_rest
 from common.domain.pipeline import StepKind
-from common.domain.speakers import NO_SPEAKERS, marked_overlaps
+from common.domain.speakers import marked_overlaps
 from common.domain.transcript import Origin, Transcript, segments_to_json
-from common.errors import Conflict, NotFound, NotReady, StaleRevision
+from common.errors import NoSpeakers, NotFound, NotReady, StaleRevision
 
 Change = Callable[[Transcript], tuple[Transcript, list[Any]]]
 """Makes the next transcript of the newest one, and says what it changed."""
@@ -146,13 +146,13 @@ class Revisions:
         """Rename or merge the speakers of a job; ``changes`` as of `Diarization.changed`.
 
         Raises:
-            Conflict: its speakers were not requested.
+            NoSpeakers: its speakers were not requested.
             UnknownOption, OptionConflict: a change is impossible; then none is made.
         """
 
         def change(transcript: Transcript) -> tuple[Transcript, list[Any]]:
             if transcript.diarization is None:
-                raise Conflict(reason=NO_SPEAKERS)
+                raise NoSpeakers
             diarization, into = transcript.diarization.changed(changes)
             segments = (
                 replace(it, speaker=into.get(it.speaker or "", it.speaker))

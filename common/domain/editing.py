@@ -12,13 +12,13 @@ from typing import Any, Final, Literal
 
 from common.domain.differences import difference
 from common.domain.results import seconds
-from common.domain.speakers import NO_SPEAKERS, OVERLAP, marked_overlaps
+from common.domain.speakers import OVERLAP, marked_overlaps
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
 from common.domain.word_times import moved_into, retimed, space_before
 from common.errors import (
-    Conflict,
     FieldMissing,
+    NoSpeakers,
     OptionConflict,
     OutOfRange,
     StenoError,
@@ -130,7 +130,7 @@ def apply_edits(transcript: Transcript, edits: Sequence[Edit]) -> Edited:
         OutOfRange: an index, a time or a text is not possible, or segments of a channel overlap.
         FieldMissing, OptionConflict: an edit lacks something, or contradicts another one or itself.
         UnknownOption: nobody in the diarization is the speaker.
-        Conflict: the transcript has no speakers.
+        NoSpeakers: the transcript has none.
     """
     if len(edits) > MAX_EDITS:
         raise TooLarge(field="edits", limit=f"{MAX_EDITS} edits", value=len(edits))
@@ -368,7 +368,7 @@ class _Draft:
 
     def _check_speaker(self, field: str, speaker: str | None) -> None:
         if self._base.diarization is None:
-            raise Conflict(reason=NO_SPEAKERS)
+            raise NoSpeakers
         if speaker is not None and speaker not in self._known:
             allowed = ", ".join(self._known) or "none: nobody speaks"
             raise UnknownOption(field=field, allowed=allowed, value=speaker[:200])

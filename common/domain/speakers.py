@@ -6,6 +6,7 @@ known once the stretches of a whole recording are compared (`common.diarization.
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
@@ -23,11 +24,11 @@ PAUSE_MS = 500
 """A shorter pause belongs to the turn around it."""
 NEAR_MS = 1_000
 """So far from a turn, a word without one is still taken for a part of it."""
+_LIKE_AN_ID = re.compile(r"speaker_\d+", re.IGNORECASE)
 OVERLAP = "overlap"
 """The flag of a segment in which somebody else speaks at the same time."""
 OVERLAP_MS = 200
 """For at least so long."""
-NO_SPEAKERS = "The job has no speakers: it was sent without diarize=true"
 """Why a speaker of a transcript cannot be changed."""
 
 
@@ -103,8 +104,11 @@ class SpeakerCount:
             raise OptionConflict(field="min_speakers", value=min_speakers, needed=needed)
         if num_speakers is None:
             return cls(min_speakers or 1, max_speakers)
-        if not (min_speakers or 1) <= num_speakers <= (max_speakers or MAX_SPEAKERS):
-            needed = f"a number from {min_speakers or 1} to {max_speakers or MAX_SPEAKERS}"
+        if min_speakers is not None and min_speakers > num_speakers:
+            needed = f"min_speakers of at most {num_speakers}; got {min_speakers}"
+            raise OptionConflict(field="num_speakers", value=num_speakers, needed=needed)
+        if max_speakers is not None and max_speakers < num_speakers:
+            needed = f"max_speakers of at least {num_speakers}; got {max_speakers}"
             raise OptionConflict(field="num_speakers", value=num_speakers, needed=needed)
         return cls(num_speakers, num_speakers)
 
@@ -166,6 +170,7 @@ class Diarization:
 
         Raises:
             UnknownOption: there is no speaker of such an id.
+            OutOfRange: a name looks like an id, and is not that of another speaker.
             OptionConflict: a speaker is to become a part of one who becomes a part of another.
         """
         known = self.speakers
@@ -173,10 +178,18 @@ class Diarization:
             if speaker not in known:
                 allowed = ", ".join(known) or "none: nobody speaks"
                 raise UnknownOption(field="speaker", allowed=allowed, value=speaker)
+        for speaker, name in changes.items():
+            others = [it for it in known if it != speaker]
+            if name is not None and name not in others and _LIKE_AN_ID.fullmatch(name):
+                limit = f"a name, null, or another speaker ({', '.join(others) or 'there is none'})"
+                raise OutOfRange(field=speaker, limit=limit, value=name)
         into = {it: name for it, name in changes.items() if name in known and name != it}
         for speaker, other in into.items():
             if other in into:
-                needed = f"{other} to stay; it becomes a part of {into[other]}"
+                needed = (
+                    f"{other} to stay, but the request merges {other} into {into[other]}; "
+                    "to exchange names, send the names"
+                )
                 raise OptionConflict(field=speaker, value=other, needed=needed)
         names = {it: name for it, name in self.names.items() if it not in changes}
         names |= {it: name for it, name in changes.items() if name and it not in into}

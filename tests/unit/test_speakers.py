@@ -77,8 +77,8 @@ def test_a_number_out_of_range_is_named_with_its_limit(field: str, value: int) -
     ("options", "message"),
     [
         ((None, 5, 3), "min_speakers=5 needs max_speakers of at least 5; got 3"),
-        ((2, 3, None), "num_speakers=2 needs a number from 3 to 30"),
-        ((6, None, 4), "num_speakers=6 needs a number from 1 to 4"),
+        ((2, 3, None), "num_speakers=2 needs min_speakers of at most 2; got 3"),
+        ((6, None, 4), "num_speakers=6 needs max_speakers of at least 6; got 4"),
     ],
 )
 def test_numbers_that_contradict_are_named(options: tuple[int | None, ...], message: str) -> None:
@@ -310,8 +310,22 @@ def test_a_change_of_nobody_is_named_with_who_there_is() -> None:
 
 
 def test_speakers_cannot_become_parts_of_each_other() -> None:
-    with pytest.raises(OptionConflict, match="SPEAKER_01 to stay; it becomes a part of SPEAKER_00"):
+    with pytest.raises(OptionConflict, match="the request merges SPEAKER_01 into SPEAKER_00; to"):
         TALK.changed({A: B, B: A})
+
+
+@pytest.mark.parametrize("name", ["SPEAKER_07", "speaker_00", "Speaker_1", B])
+def test_a_name_that_looks_like_an_id_is_that_of_another_speaker(name: str) -> None:
+    with pytest.raises(OutOfRange, match=r"or another speaker \(SPEAKER_00\); got") as error:
+        TALK.changed({B: name})
+    assert error.value.details["field"] == B
+    with pytest.raises(OutOfRange, match="there is none"):
+        Diarization((turn(0, 900),)).changed({A: name})
+
+
+@pytest.mark.parametrize("name", ["Speaker", "SPEAKER_A", "Speaker 1", "SPEAKER_00 (Lan)"])
+def test_any_other_name_is_a_name(name: str) -> None:
+    assert TALK.changed({B: name})[0].name_of(B) == name
 
 
 # --- channels ---------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ def _layout(
         max_cps=max_cps,
     )
 
+WITH_SPEAKERS = "a job with diarize=true, or whose channels were separated"
 
 CONTENT_LETTERS = 200
 """Characters of a text that the history shows."""
@@ -270,7 +271,7 @@ def _file(
     if flag:
         _check_moderated(text, "flag")
     if ending == RTTM and transcript.diarization is None:
-        raise OptionConflict(field="format", value=RTTM, needed="a job with diarize=true")
+        raise OptionConflict(field="format", value=RTTM, needed=WITH_SPEAKERS)
     headers = {
         "Content-Disposition": attachment(snapshot.filename, ending),
         REVISION: str(text.revision),
@@ -289,6 +290,7 @@ def _file(
             layout=layout,
             warnings=snapshot.warnings,
             manifest=text.manifest,
+            filename=snapshot.filename,
         )
     return Response(content, media_type=TEXT_TYPES[ending], headers=headers)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, Final, Literal, get_args
 
 from common.domain.moderation import Label
@@ -82,14 +83,26 @@ def to_tsv(transcript: Transcript) -> str:
     return "".join("\t".join(row) + "\n" for row in (columns, *rows))
 
 
-def to_rttm(transcript: Transcript) -> str:
-    """The speakers' turns, which may overlap, as NIST's Rich Transcription Time Marked."""
-    if transcript.diarization is None:
+def to_rttm(transcript: Transcript, filename: str | None = None) -> str:
+    """The speakers' turns, which may overlap, as NIST's Rich Transcription Time Marked.
+
+    The file's id is the recording's ``filename`` without its ending. The channel is that of the
+    speaker, from 1; 1 where the channels are mixed.
+    """
+    diarization = transcript.diarization
+    if diarization is None:
         return ""
+    file_id = _rttm_word(PurePosixPath(filename or "").stem) or "recording"
+    channels = {
+        segment.speaker: segment.channel
+        for segment in reversed(transcript.segments)
+        if segment.channel is not None
+    }
     return "".join(
-        f"SPEAKER recording 1 {turn.span.start_ms / 1000:.3f} {turn.span.duration_ms / 1000:.3f}"
-        f" <NA> <NA> {'_'.join(transcript.diarization.name_of(turn.speaker).split())} <NA> <NA>\n"
-        for turn in transcript.diarization.turns
+        f"SPEAKER {file_id} {channels.get(turn.speaker, 0) + 1}"
+        f" {turn.span.start_ms / 1000:.3f} {turn.span.duration_ms / 1000:.3f}"
+        f" <NA> <NA> {_rttm_word(diarization.name_of(turn.speaker))} <NA> <NA>\n"
+        for turn in diarization.turns
     )
 
 
@@ -133,10 +146,12 @@ def write(
     layout: Layout = NO_LAYOUT,
     warnings: Sequence[str] = (),
     manifest: Mapping[str, Any] | None = None,
+    filename: str | None = None,
 ) -> str:
     """The file of an ending in `MEDIA_TYPES`.
 
-    JSON is the public document (`common.domain.results`); only it has warnings and manifest.
+    JSON is the public document (`common.domain.results`); only it has warnings and manifest. Only
+    RTTM has the recording's ``filename``.
 
     ``flag`` marks offending cues and ``layout`` cuts them, in the formats of `SUBTITLES` only.
     """
@@ -145,17 +160,30 @@ def write(
     if ending == "json":
         document = transcript_document(transcript, warnings=warnings, manifest=manifest)
         return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+    if ending == RTTM:
+        return to_rttm(transcript, filename)
     return WRITERS[ending](transcript)
 
 
 def files(
-    transcript: Transcript, *, warnings: Sequence[str], manifest: Mapping[str, Any] | None
+    transcript: Transcript,
+    *,
+    warnings: Sequence[str],
+    manifest: Mapping[str, Any] | None,
+    filename: str | None,
 ) -> Iterator[tuple[str, bytes]]:
     """Name and content of a file in each format that the transcript can be written in."""
     for ending in MEDIA_TYPES:
         if ending != RTTM or transcript.diarization is not None:
-            content = write(ending, transcript, warnings=warnings, manifest=manifest)
+            content = write(
+                ending, transcript, warnings=warnings, manifest=manifest, filename=filename
+            )
             yield f"transcript.{ending}", content.encode()
+
+
+def _rttm_word(text: str) -> str:
+    """The text without whitespace, which separates fields."""
+    return "_".join(text.split())
 
 
 def _spoken(transcript: Transcript) -> Iterator[Segment]:

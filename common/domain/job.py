@@ -99,6 +99,20 @@ IDENTIFICATION_FAILED = "identification_failed"
 """The warning of a job whose speakers could not be compared with the enrolled voices."""
 REVIEW_TIMED_OUT = "review_timed_out"
 """The warning of a job that nobody approved in time: it was completed without."""
+IDENTIFICATION_AMBIGUOUS = "identification_ambiguous"
+"""The warning of a job with a speaker who is like enrolled voices of several names."""
+NOBODY_ENROLLED = "nobody_enrolled"
+"""The warning of a job with ``identify`` whose tenant has no voices to compare with."""
+CHANNELS_NOT_IDENTIFIED = "channels_not_identified"
+"""The warning of a job with ``identify`` whose channels were separated: they are the speakers."""
+OF_IDENTIFICATION = frozenset(
+    {
+        IDENTIFICATION_FAILED,
+        IDENTIFICATION_AMBIGUOUS,
+        NOBODY_ENROLLED,
+        CHANNELS_NOT_IDENTIFIED,
+    }
+)
 
 MAX_LOSSES = 20
 """How often a step may lose its worker (killed, host lost) before the step counts as the cause.

@@ -29,7 +29,6 @@ OVERLAP = "overlap"
 """The flag of a segment in which somebody else speaks at the same time."""
 OVERLAP_MS = 200
 """For at least so long."""
-"""Why a speaker of a transcript cannot be changed."""
 
 
 @dataclass(frozen=True, slots=True)

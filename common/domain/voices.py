@@ -50,19 +50,51 @@ def identify(
     """
     found: dict[str, tuple[str, KnownVoice, float]] = {}
     for speaker, cosines in likeness.items():
-        pairs = list(zip(cosines, voices, strict=True))
-        cosine, voice = max(
-            (it for it in pairs if it[0] >= _least(it[1], speaker in narrow)),
-            key=lambda it: it[0],
-            default=(0.0, None),
-        )
-        if voice is None:
-            continue
-        others = (it for it, other in pairs if other.name != voice.name)
-        ahead = cosine - max(others, default=-1.0)
-        if ahead >= AHEAD and (voice.name not in found or cosine > found[voice.name][2]):
-            found[voice.name] = speaker, voice, cosine
+        alike = _alike(cosines, voices, speaker in narrow)
+        if alike and _is_ahead(alike, cosines, voices):
+            cosine, voice = alike[0]
+            if voice.name not in found or cosine > found[voice.name][2]:
+                found[voice.name] = speaker, voice, cosine
     return {speaker: (voice, cosine) for speaker, voice, cosine in found.values()}
+
+
+def ambiguous(
+    likeness: Mapping[str, Sequence[float]],
+    voices: Sequence[KnownVoice],
+    narrow: Collection[str] = (),
+) -> list[str]:
+    """The speakers who are like voices of several names, none of which is surely theirs.
+
+    The arguments are those of `identify`, which gives them no name.
+    """
+    found = []
+    for speaker, cosines in likeness.items():
+        alike = _alike(cosines, voices, speaker in narrow)
+        names = {voice.name for _, voice in alike}
+        if len(names) > 1 and not _is_ahead(alike, cosines, voices):
+            found.append(speaker)
+    return found
+
+
+def _alike(
+    cosines: Sequence[float], voices: Sequence[KnownVoice], narrow: bool
+) -> list[tuple[float, KnownVoice]]:
+    """The voices that may be a speaker's, with their cosines, the most alike first."""
+    pairs = zip(cosines, voices, strict=True)
+    alike = (it for it in pairs if it[0] >= _least(it[1], narrow))
+    return sorted(alike, key=lambda it: -it[0])
+
+
+def _is_ahead(
+    alike: Sequence[tuple[float, KnownVoice]],
+    cosines: Sequence[float],
+    voices: Sequence[KnownVoice],
+) -> bool:
+    """Whether the first of ``alike`` is more alike than everybody else's voice."""
+    cosine, voice = alike[0]
+    pairs = zip(cosines, voices, strict=True)
+    others = (it for it, other in pairs if other.name != voice.name)
+    return cosine - max(others, default=-1.0) >= AHEAD
 
 
 def _least(voice: KnownVoice, narrow: bool) -> float:

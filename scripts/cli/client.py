@@ -64,8 +64,13 @@ WARNINGS = {
     "(steno retry ID tries again)",
     "fewer_speakers": "fewer speakers were found than requested",
     "review_timed_out": "nobody approved its text in time (REVIEW_TIMEOUT)",
-    "identification_failed": "its speakers could not be compared with the enrolled voices",
     "glossary_truncated": "not all words of its glossaries are hotwords: there was no room",
+    "identification_failed": "its speakers could not be compared with the enrolled voices: "
+    "VOICE_KEY is not set, or lacks the key that encrypted them",
+    "identification_ambiguous": "a speaker is like enrolled voices of several names, so got none; "
+    "voices of one person need one name",
+    "nobody_enrolled": "nobody is enrolled, so nobody was identified",
+    "channels_not_identified": "the channels are the speakers, so nobody was identified",
     "moderated_by_several_models": "the moderation model changed during the job; "
     "the manifest lists all of them",
 }

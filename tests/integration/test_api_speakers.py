@@ -93,8 +93,8 @@ def test_files_name_the_speakers(api: Api, job_id: UUID) -> None:
         "0\t9000\thello there\tLan & <Co>",
     ]
     assert files["rttm"].splitlines()[:2] == [
-        "SPEAKER recording 1 0.000 9.000 <NA> <NA> Lan_&_<Co> <NA> <NA>",
-        f"SPEAKER recording 1 9.500 3.500 <NA> <NA> {B} <NA> <NA>",
+        "SPEAKER talk 1 0.000 9.000 <NA> <NA> Lan_&_<Co> <NA> <NA>",
+        f"SPEAKER talk 1 9.500 3.500 <NA> <NA> {B} <NA> <NA>",
     ]
 
 
@@ -105,7 +105,10 @@ def test_a_job_without_speakers_has_none(api: Api) -> None:
     assert body["speakers"] is None
     assert "speaker" not in api.download(job_id, format="tsv").text
     refused = api.download(job_id, 422, format="rttm").json()
-    assert (refused["field"], refused["needed"]) == ("format", "a job with diarize=true")
+    assert (refused["field"], refused["needed"]) == (
+        "format",
+        "a job with diarize=true, or whose channels were separated",
+    )
     assert "diarize=true" in api.get(f"jobs/{job_id}/speakers", 409)["detail"]
     assert "diarize=true" in change(api, job_id, {A: "Lan"}, 409)["detail"]
 
@@ -154,11 +157,12 @@ def test_two_speakers_become_one_everywhere(api: Api, job_id: UUID) -> None:
     [
         ({"SPEAKER_09": "Lan"}, "SPEAKER_00, SPEAKER_01, SPEAKER_02"),
         ({A: B, B: C}, "SPEAKER_01 to stay"),
-        ({A: " "}, "must be text"),
+        ({A: "SPEAKER_07"}, "a name, null, or another speaker (SPEAKER_01, SPEAKER_02)"),
+        ({A: " "}, "must be not empty"),
         ({A: "a" * 201}, "200"),
-        ({A: 7}, "string"),
+        ({A: 7}, "must be text"),
         ({f"SPEAKER_{at}": "x" for at in range(101)}, "100"),
-        ([A], "dict"),
+        ([A], "body must be an object"),
     ],
 )
 def test_an_impossible_change_is_refused_by_name_and_nothing_is_changed(

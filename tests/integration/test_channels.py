@@ -204,8 +204,8 @@ def test_auto_mixes_stereo_music(service: Service) -> None:
 
 
 def test_channels_that_are_the_speakers_are_not_diarized(service: Service) -> None:
-    options = replace(AUTO, diarize=SpeakerCount())
-    job_id, body = done(service, call(), options)
+    options = replace(AUTO, diarize=SpeakerCount(), identify=True)
+    job_id, body = done(service, call(), options, "channels_not_identified")
     assert {it["channel"]: it["speaker"] for it in body["segments"]} == {1: A, 0: B}
     with service.database.transaction() as session:
         steps = select(Step).where(Step.job_id == job_id, Step.kind == StepKind.DIARIZE)
@@ -214,7 +214,7 @@ def test_channels_that_are_the_speakers_are_not_diarized(service: Service) -> No
     assert set(found) == {("done", None, 0)}
 
     mono = np.concatenate([HIS, silence(1), HERS])
-    _, body = done(service, (mono, mono), options)
+    _, body = done(service, (mono, mono), options, "nobody_enrolled")
     assert [it["id"] for it in body["speakers"]] == [A, B]
     assert body["manifest"]["diarization"]
 

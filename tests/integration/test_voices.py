@@ -82,10 +82,12 @@ def document(service: Service, job_id: UUID) -> dict[str, Any]:
     return found
 
 
-def identified(service: Service, audio: Samples) -> list[tuple[str | None, str | None]]:
+def identified(
+    service: Service, audio: Samples, *warnings: str
+) -> list[tuple[str | None, str | None]]:
     """The names of the speakers of a recording, and the voices that gave them."""
     job_id = service.submit(audio, options=IDENTIFY)
-    assert (service.ended(job_id).status, service.ended(job_id).warnings) == ("COMPLETED", ())
+    assert (service.ended(job_id).status, service.ended(job_id).warnings) == ("COMPLETED", warnings)
     return [(it["name"], it["voice_id"]) for it in document(service, job_id)["speakers"]]
 
 
@@ -151,9 +153,22 @@ def test_a_voice_of_another_tenant_or_a_deleted_one_names_nobody(
 
     assert gateway.http.delete(f"/api/v1/voices/{his['id']}").status_code == 204
 
-    assert identified(service, conversation(HIM, HER)) == [(None, None), (None, None)]
+    unnamed = identified(service, conversation(HIM, HER), "nobody_enrolled")
+    assert unnamed == [(None, None), (None, None)]
     kept = gateway.http.get(f"/api/v1/jobs/{named}/speakers").json()["speakers"]
     assert (kept[0]["name"], kept[0]["voice_id"]) == ("Minh", his["id"])
+
+
+def test_where_one_person_is_enrolled_under_two_names_the_job_says_so(
+    gateway: GatewayProcess, service: Service, his: dict[str, Any]
+) -> None:
+    again = {"name": "Mr Minh", "job_id": his["job_id"], "consent": {"by": "Minh"}}
+    assert gateway.http.post("/api/v1/voices", json=again).status_code == 201
+    found = identified(service, conversation(HIM, HER), "identification_ambiguous")
+    assert found == [(None, None), (None, None)]
+    renamed = gateway.http.patch(f"/api/v1/voices/{his['id']}", json={"name": "Mr Minh"})
+    assert renamed.status_code == 200
+    assert [name for name, _ in identified(service, conversation(HIM, HER))] == ["Mr Minh", None]
 
 
 @pytest.mark.usefixtures("his")

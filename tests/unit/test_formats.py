@@ -10,6 +10,7 @@ from common.domain.formats import (
     MEDIA_TYPES,
     WRITERS,
     TextFormat,
+    to_rttm,
     to_srt,
     to_tsv,
     to_txt,
@@ -17,6 +18,7 @@ from common.domain.formats import (
     write,
 )
 from common.domain.results import transcript_document
+from common.domain.speakers import Diarization, Turn
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
 
@@ -126,6 +128,27 @@ def test_no_text_can_break_out_of_its_record(text: str, start: int, length: int)
     assert to_srt(talk).count(" --> ") == cues
     assert to_srt(talk).count("\n\n") == cues
     assert to_vtt(talk).count("\n\n") == 1 + cues
+
+
+def test_rttm_names_the_recording_and_the_channel_of_each_speaker() -> None:
+    spoken = Diarization((Turn(Span(0, 1_500), "SPEAKER_00"), Turn(Span(900, 2_000), "SPEAKER_01")))
+    first = Segment(Span(0, 1_500), "a", speaker="SPEAKER_00", channel=1)
+    second = Segment(Span(900, 2_000), "b", speaker="SPEAKER_01", channel=0)
+    talk = Transcript("en", 2_000, (first, second), diarization=spoken)
+    assert to_rttm(talk, "my  call\u2028 1.v2.wav").splitlines() == [
+        "SPEAKER my_call_1.v2 2 0.000 1.500 <NA> <NA> SPEAKER_00 <NA> <NA>",
+        "SPEAKER my_call_1.v2 1 0.900 1.100 <NA> <NA> SPEAKER_01 <NA> <NA>",
+    ]
+    mixed = Transcript("en", 2_000, (HELLO,), diarization=spoken)
+    for name in (None, "", " ", " .wav"):
+        assert write("rttm", mixed, filename=name).startswith("SPEAKER recording 1 0.000")
+
+
+@given(name=st.text())
+def test_no_filename_can_break_out_of_its_field(name: str) -> None:
+    talk = Transcript("en", 900, (), diarization=Diarization((Turn(Span(0, 900), name),)))
+    (line,) = to_rttm(talk, name).removesuffix("\n").split("\n")
+    assert len(line.split()) == 10 or not name.strip()
 
 
 def test_every_format_has_a_media_type() -> None:

@@ -24,7 +24,7 @@ from common.domain.speakers import (
     voiced_by,
 )
 from common.domain.values import Span
-from common.domain.voices import AHEAD, ALIKE, ALIKE_NARROW, KnownVoice, identify
+from common.domain.voices import AHEAD, ALIKE, ALIKE_NARROW, KnownVoice, ambiguous, identify
 from common.errors import SetupProblem
 
 A, B, C = "SPEAKER_00", "SPEAKER_01", "SPEAKER_02"
@@ -72,6 +72,16 @@ def test_who_is_nearly_as_much_like_somebody_else_is_not_guessed() -> None:
     assert named(identify({A: [0.8, 0.79]}, known("Lan", "Lan"))) == {A: "Lan"}, "one person"
 
 
+def test_who_is_like_several_people_alike_is_ambiguous() -> None:
+    voices = known("Lan", "Lan at work", "Minh")
+    of_several = {A: [0.85, 0.84, 0.1]}
+    assert (identify(of_several, voices), ambiguous(of_several, voices)) == ({}, [A])
+    for sure in ([0.85, 0.7, 0.1], [0.65, ALIKE - 0.01, 0.1], [0.1, 0.1, 0.1]):
+        assert ambiguous({A: sure}, voices) == []
+    assert ambiguous({A: [0.8, 0.79]}, known("Lan", "Lan")) == []
+    assert ambiguous({A: []}, []) == []
+
+
 def test_a_person_is_one_speaker_the_most_alike() -> None:
     voices = known("Lan", "Lan", "Minh")
     found = identify({A: [0.7, 0.1, 0], B: [0.1, 0.9, 0], C: [0.85, 0, 0.7]}, voices)
@@ -88,6 +98,7 @@ def test_whatever_the_cosines_nobody_is_guessed(rows: list[list[float]]) -> None
     voices = known("Lan", "Minh", "Lan", "Hoa")
     speakers = {f"SPEAKER_{at:02}": row for at, row in enumerate(rows)}
     found = identify(speakers, voices)
+    assert set(ambiguous(speakers, voices)).isdisjoint(found)
     assert len(set(named(found).values())) == len(found)
     for speaker, (voice, cosine) in found.items():
         row = speakers[speaker]

@@ -21,7 +21,14 @@ from common.diarization.identification import likeness, mean_voice
 from common.domain.chunks import windows_to_json
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
 from common.domain.glossary import Entry, rewritten
-from common.domain.job import DIARIZATION_FAILED, IDENTIFICATION_FAILED
+from common.domain.job import (
+    CHANNELS_NOT_IDENTIFIED,
+    DIARIZATION_FAILED,
+    IDENTIFICATION_AMBIGUOUS,
+    IDENTIFICATION_FAILED,
+    NOBODY_ENROLLED,
+    OF_IDENTIFICATION,
+)
 from common.domain.languages import AUTO
 from common.domain.merging import ChunkSegments, speech_without_text
 from common.domain.merging import merge as merge_windows
@@ -42,7 +49,7 @@ from common.domain.speakers import (
 )
 from common.domain.transcript import Origin, Transcript, segments_to_json
 from common.domain.values import Segment
-from common.domain.voices import MIN_SPEAKER_MS, identify
+from common.domain.voices import MIN_SPEAKER_MS, ambiguous, identify
 from common.errors import StenoError, Transient, VoicesLocked
 from common.transcripts import (
     moderated_by,
@@ -67,7 +74,7 @@ SLOWEST = 0.005
 """A merge that takes more than this share of a recording's length counts as hung."""
 FEWER_SPEAKERS = "fewer_speakers"
 """The warning that fewer speakers were found than the several that the request has at least."""
-OWN_WARNINGS = {NO_TEXT, TOO_SHORT, DOUBTFUL_TEXT, FEWER_SPEAKERS, IDENTIFICATION_FAILED}
+OWN_WARNINGS = {NO_TEXT, TOO_SHORT, DOUBTFUL_TEXT, FEWER_SPEAKERS, *OF_IDENTIFICATION}
 """Those of an earlier merge are not kept."""
 
 
@@ -96,6 +103,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     if separate:
         diarization = Diarization(turns_in(segments))
         segments = marked_overlaps(segments, diarization.turns)
+        of_speakers = [CHANNELS_NOT_IDENTIFIED] * options.identify
     elif options.diarize is not None:
         if lost and earlier is not None:
             diarization, of_speakers = earlier, [DIARIZATION_FAILED]
@@ -185,7 +193,8 @@ def _diarization(
     warnings = list(_diarization_warnings(chunks, count, found))
     if Options.from_json(job.options).identify and stretches:
         try:
-            found = _identified(context, job.tenant, stretches, found)
+            found, of_voices = _identified(context, job.tenant, stretches, found)
+            warnings += of_voices
         except VoicesLocked as error:
             logger.warning("nobody is identified: {}", error)
             warnings.append(IDENTIFICATION_FAILED)
@@ -197,8 +206,8 @@ def _identified(
     tenant: str,
     stretches: Sequence[Stretch],
     diarization: Diarization,
-) -> Diarization:
-    """With the names of speakers whose voices the tenant has enrolled.
+) -> tuple[Diarization, list[str]]:
+    """With the names of speakers whose voices the tenant has enrolled; and warnings.
 
     Raises:
         VoicesLocked: a voice cannot be decrypted.
@@ -213,8 +222,11 @@ def _identified(
         {speaker: it.embedding for speaker, it in speakers.items()},
         [voice.embedding for voice in voices],
     )
-    known = identify(cosines, voices, [who for who, it in speakers.items() if it.narrow])
-    return replace(
+    narrow = [who for who, it in speakers.items() if it.narrow]
+    known = identify(cosines, voices, narrow)
+    warnings = [NOBODY_ENROLLED] * (not voices)
+    warnings += [IDENTIFICATION_AMBIGUOUS] * bool(ambiguous(cosines, voices, narrow))
+    named = replace(
         diarization,
         names={speaker: voice.name for speaker, (voice, _) in known.items()},
         identified={
@@ -222,6 +234,7 @@ def _identified(
             for speaker, (voice, cosine) in known.items()
         },
     )
+    return named, warnings
 
 
 def corrected(

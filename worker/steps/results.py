@@ -27,10 +27,14 @@ def write_files(
         StaleClaim: the claim is no longer valid, or the files were removed.
         StorageFull, Unavailable: as in every step.
     """
+    recording = claim.job.recording
+    assert recording is not None  # noqa: S101 - the phase that fetches it comes first
     hide = Options.from_json(claim.job.options).filter_profanity
     shown = masked(transcript) if hide else transcript
     with_retries(context.storage.begin, "results", claim.job_id)
     with_retries(context.steps.check, claim)
     with fenced():
-        for name, content in files(shown, warnings=warnings, manifest=manifest):
+        for name, content in files(
+            shown, warnings=warnings, manifest=manifest, filename=recording.filename
+        ):
             with_retries(context.storage.write_result, claim.job_id, name, content)

@@ -21,7 +21,14 @@ from common.db.transcriptions import ChunkResult, Transcriptions
 from common.domain.models import EMBEDDING_NETWORK
 from common.domain.speakers import Diarization, voiced_by
 from common.domain.voices import MIN_VOICE_MS
-from common.errors import Conflict, FieldMissing, OutOfRange, UnknownOption, VoicesLocked
+from common.errors import (
+    Conflict,
+    FieldMissing,
+    NoSpeakers,
+    TooLittleSpeech,
+    UnknownOption,
+    VoicesLocked,
+)
 from common.transcripts import stretches_of, transcript_of, usable
 
 router = APIRouter(prefix="/voices", tags=["voices"], responses=documented(422, 503))
@@ -92,20 +99,21 @@ def _enrol(services: Services, caller: Caller, wanted: NewVoice) -> VoiceDocumen
     check_ready(jobs.snapshot(wanted.job_id))
     diarization = transcript_of(jobs.text(wanted.job_id)).diarization
     if diarization is None:
-        raise Conflict(reason="The job has no speakers: it was sent without diarize=true")
+        raise NoSpeakers
     speaker = _speaker(diarization, wanted.speaker)
     sealed, _ = Transcriptions(services.database).to_merge(wanted.job_id)
     chunks = usable(sealed, services.voice_cipher)
     if _diarized(chunks) < _diarized(sealed):
-        raise VoicesLocked
+        raise VoicesLocked(cause=services.voice_cipher.lack)
     if not _diarized(chunks):
-        raise Conflict(reason="It has no voices: diarization failed, or the channels are separate")
+        reason = "The job has no voices: its diarization failed, or its channels were separated"
+        raise Conflict(reason=reason)
     theirs = voiced_by(stretches_of(chunks), diarization.turns).get(speaker, ())
     voice = mean_voice(theirs)
     if voice is None or voice.sampled_ms < MIN_VOICE_MS:
-        limit = f"somebody of whom at least {MIN_VOICE_MS / 1000:g} s of speech were sampled"
-        alone_ms = 0 if voice is None else voice.sampled_ms
-        raise OutOfRange(field="speaker", limit=limit, value=f"{speaker}: {alone_ms / 1000:g} s")
+        found_s = 0 if voice is None else voice.sampled_ms // 100 / 10
+        limit_s = MIN_VOICE_MS / 1000
+        raise TooLittleSpeech(field="speaker", speaker=speaker, limit=limit_s, value=found_s)
     row = services.voices(caller.tenant).enrol(
         stored.NewVoice(
             name=wanted.name,

@@ -51,7 +51,14 @@ class Cipher:
                 problem=f"{purpose.setting} has a key of fewer than {SHORTEST} characters",
                 remedy="Make one with: openssl rand -hex 32",
             )
+        self._purpose = purpose
         self._fernet = _fernet(purpose, keys) if keys else None
+
+    @property
+    def lack(self) -> str:
+        """Why something cannot be decrypted."""
+        what = "lacks the key that encrypted them" if self._fernet else "is not set"
+        return f"{self._purpose.setting} {what}"
 
     def seal(self, text: str) -> dict[str, str] | str:
         """The stored form of a text: JSON; the text itself where there is no key."""

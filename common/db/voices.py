@@ -132,7 +132,7 @@ class Voices:
         for voice_id, name, stored, narrow in rows:
             embedding = self._cipher.open(stored)
             if embedding is None:
-                raise VoicesLocked
+                raise VoicesLocked(cause=self._cipher.lack)
             known.append(KnownVoice(voice_id, name, b64decode(embedding), narrow))
         return known
 

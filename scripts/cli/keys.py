@@ -17,7 +17,7 @@ from common.db.keys import AllKeys, Key, Keys, Tenants
 from common.db.vault import VOICES, Cipher, Vault, seal_all
 from common.db.voices import seal_voices
 from common.domain.keys import DEFAULT_TENANT, LIMIT_NAMES, Scope, is_tenant
-from common.errors import NotFound, SecretsLocked, SetupProblem, VoicesLocked
+from common.errors import NotFound, SetupProblem
 from scripts.cli.cli import data_dir_option, database_here, load_settings
 from scripts.cli.client import Gateway, find_gateway
 from scripts.cli.console import print_table
@@ -245,9 +245,7 @@ def encrypt_secrets() -> None:
         )
     with _database() as database:
         done, locked = seal_all(database, Vault(secrets_keys))
-    click.echo(f"The secrets of {done} endpoints and tenants are encrypted with the first key")
-    if locked:
-        raise SecretsLocked
+    _report(f"The secrets of {done} endpoints and tenants", locked, "SECRETS_KEY")
 
 
 @keys.command("encrypt-voices")
@@ -266,9 +264,16 @@ def encrypt_voices() -> None:
         )
     with _database() as database:
         done, locked = seal_voices(database, Cipher(VOICES, voice_keys))
-    click.echo(f"The embeddings of {done} voices and chunks are encrypted with the first key")
+    _report(f"The embeddings of {done} voices and chunks", locked, "VOICE_KEY")
+
+
+def _report(what: str, locked: int, setting: str) -> None:
+    """Say what is encrypted with the first key; exit with 1 where some could not be decrypted."""
+    done = f"{what} are encrypted with the first key"
     if locked:
-        raise VoicesLocked
+        cause = f"{setting} lacks the key that encrypted them"
+        raise click.ClickException(f"{done}, but {locked} could not be decrypted: {cause}")
+    click.echo(done)
 
 
 @click.group()

@@ -18,7 +18,7 @@ from api.auth.callers import Caller
 from api.http.fields import Document, Prose, Word
 from api.http.multipart import FormReader
 from api.jobs.idempotency import idempotency_key, request_sha256
-from api.jobs.schemas import Accepted
+from api.jobs.schemas import Accepted, SpeakerNumber
 from api.jobs.uploads import Form, Upload
 from api.openai.model_names import weights_named
 from api.openai.schemas import whisper_segment
@@ -29,7 +29,7 @@ from common.domain.languages import AUTO, LANGUAGES, language_code
 from common.domain.request import Task
 from common.domain.results import word_document
 from common.domain.transcript import Transcript
-from common.domain.values import Span
+from common.domain.values import Segment, Span
 from common.errors import NotAudio
 
 FILE = "audio_file"
@@ -37,6 +37,7 @@ JOIN_S = 24 * 3600
 """How long after its end a job answers the same recording and options again."""
 DETECTED_S = 3600
 """Retention of jobs that only detected a language."""
+COUNTS = {"num_speakers", "min_speakers", "max_speakers"}
 LONGEST_S = 7 * 24 * 3600
 _JOINS = "\x1fasr"
 """Prefix of the idempotency keys of such jobs; clients cannot send it."""
@@ -54,6 +55,11 @@ class _Query(Document):
     def _without_blanks(cls, sent: Any) -> Any:
         return {name: value for name, value in sent.items() if value != ""}
 
+    @property
+    def ignored(self) -> set[str]:
+        """Fields that have no effect beside the others."""
+        return set()
+
     def form(self, request: Request, options: dict[str, str]) -> Form:
         """The form in the body; ``options`` are those of an upload."""
         wanted = {name: value for name, value in options.items() if value}
@@ -63,7 +69,11 @@ class _Query(Document):
             file=FILE,
             filename=self.video_file,
             ignores_unknown=True,
-            ignored=[name for name in request.query_params if name not in type(self).model_fields],
+            ignored=[
+                name
+                for name in request.query_params
+                if name not in type(self).model_fields or name in self.ignored
+            ],
             may_be_bare=not self.encode,
         )
 
@@ -87,12 +97,32 @@ class AsrQuery(_Query):
     """Whether the JSON includes the words of each segment."""
     model: Annotated[str | None, Field(max_length=200)] = None
     """The weights, as `GET /v1/models` lists them; by default the gateway's."""
+    diarize: bool = False
+    """Find who says what: segments in json have a speaker, lines and cues begin with it."""
+    enable_diarization: bool = False
+    """The same; for Speakr."""
+    num_speakers: SpeakerNumber = None
+    """How many people speak. It and the next two are ignored without `diarize`."""
+    min_speakers: SpeakerNumber = None
+    """The least number of people who speak."""
+    max_speakers: SpeakerNumber = None
+    """The greatest number of people who speak."""
+
+    @property
+    def ignored(self) -> set[str]:
+        return set() if self._diarizes else COUNTS & self.model_fields_set
+
+    @property
+    def _diarizes(self) -> bool:
+        return self.diarize or self.enable_diarization
 
     def job_options(self) -> dict[str, str]:
         """The equivalent options of an upload."""
         engine, name = weights_named(self.model or "")
         language = self.language or AUTO
+        speakers = {"diarize": "true", **self.model_dump(include=COUNTS, exclude_none=True)}
         return {
+            **({key: str(value) for key, value in speakers.items()} if self._diarizes else {}),
             "task": self.task,
             "language": language_code(language) or language,
             "initial_prompt": self.initial_prompt or "",
@@ -189,9 +219,13 @@ def json_document(transcript: Transcript, *, words: bool) -> dict[str, Any]:
         "segments": [
             {
                 **whisper_segment(index, segment),
-                **({"words": [word_document(word) for word in segment.words]} if words else {}),
+                **({"words": _words(segment)} if words else {}),
             }
             for index, segment in enumerate(transcript.segments)
         ],
         "language": transcript.language,
     }
+
+
+def _words(segment: Segment) -> list[dict[str, Any]]:
+    return [word_document(word, segment.speaker) for word in segment.words]

@@ -29,8 +29,15 @@ def _as_text(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
 
+def _is_given(value: object) -> bool:
+    return value is not None
+
+
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
+
+
+SpeakerNumber = Annotated[int | None, Field(ge=1, le=MAX_SPEAKERS)]
 
 
 class UploadOptions(RequestDocument):
@@ -70,13 +77,16 @@ class UploadOptions(RequestDocument):
     The stored text is unmasked: results are available with and without masks."""
     diarize: bool = False
     """Find who says what. Segments are split where the speaker changes."""
-    num_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
-    """How many people speak, if that is known."""
-    min_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
-    max_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
+    num_speakers: SpeakerNumber = None
+    """How many people speak, if that is known; needs `diarize`."""
+    min_speakers: SpeakerNumber = None
+    """The least number of people who speak, if that is known; needs `diarize`."""
+    max_speakers: SpeakerNumber = None
+    """The greatest number of people who speak, if that is known; needs `diarize`."""
     channels: Annotated[Channels, Word] = "mix"
-    """mix: all channels together. separate: each by itself, of a recording with one person on each;
-    the channels are the speakers. auto: separate where different people speak on two channels."""
+    """mix: all channels are mixed to one and transcribed together. separate: each channel is
+    transcribed by itself, for recordings with one person on each; the channels are the speakers.
+    auto: as separate where different people speak on two channels, otherwise as mix."""
     identify: bool = False
     """Name the speakers whose voices are enrolled (`POST /api/v1/voices`); needs `diarize`."""
     review: bool | None = None
@@ -185,6 +195,13 @@ class Status(Document):
     """Of several languages, the main one."""
     languages: list[str] = Field(validation_alias=AliasPath("options", "languages"))
     """Those that the request names; empty unless there are several."""
+    diarize: Annotated[bool, BeforeValidator(_is_given)] = Field(
+        validation_alias=AliasPath("options", "diarize")
+    )
+    """Whether the request asks who says what."""
+    identify: bool = Field(validation_alias=AliasPath("options", "identify"))
+    channels: Channels = Field(validation_alias=AliasPath("options", "channels"))
+    """As the request has it; the result's manifest says what was done."""
     duration_seconds: Seconds | None = Field(validation_alias="duration_ms")
     recording_id: str | None = Field(validation_alias=AliasPath("client", "recording_id"))
     """Your own name for the recording."""

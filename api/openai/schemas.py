@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.http.fields import Number, Prose, RequestDocument
 from api.http.problems import Problem, validation_error
+from api.jobs.schemas import SpeakerNumber
 from api.openai.model_names import weights_named
 from common.domain.formats import to_srt, to_vtt
 from common.domain.languages import AUTO, LANGUAGES, language_code
@@ -119,10 +120,22 @@ class TranscriptionOptions(AudioOptions):
     """What has times in verbose_json."""
     stream: bool = False
     """Send events while the text grows; with json, text or diarized_json."""
+    num_speakers: SpeakerNumber = None
+    """How many people speak. OpenAI has neither this nor the next two; all need diarized_json."""
+    min_speakers: SpeakerNumber = None
+    """The least number of people who speak."""
+    max_speakers: SpeakerNumber = None
+    """The greatest number of people who speak."""
 
     @property
     def granularities(self) -> Sequence[str]:
         return self.timestamp_granularities
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers of speakers that were sent."""
+        names = {"num_speakers", "min_speakers", "max_speakers"}
+        return self.model_dump(include=names, exclude_none=True)
 
     def job_options(self) -> dict[str, str]:
         options = super().job_options()
@@ -130,7 +143,7 @@ class TranscriptionOptions(AudioOptions):
             options["language"] = language_code(self.language) or self.language
         if self.response_format == DIARIZED:
             options["diarize"] = "true"
-        return options
+        return options | {name: str(number) for name, number in self.counts.items()}
 
     @classmethod
     def read(cls, sent: Mapping[str, str | list[str]]) -> Self:
@@ -138,6 +151,10 @@ class TranscriptionOptions(AudioOptions):
         if options.stream and options.response_format not in STREAMED:
             needed = f"response_format {', '.join(STREAMED)}"
             raise OptionConflict(field="stream", value="true", needed=needed)
+        if options.counts and options.response_format != DIARIZED:
+            name, number = next(iter(options.counts.items()))
+            needed = f"response_format={DIARIZED}"
+            raise OptionConflict(field=name, value=number, needed=needed)
         if GRANULARITIES in sent and options.response_format != "verbose_json":
             value = ", ".join(options.timestamp_granularities)
             raise OptionConflict(

@@ -126,7 +126,10 @@ def test_bazarr_translates_to_english(serving: GatewayProcess, samples: bytes) -
     assert manifest["options"]["decoding"]["task"] == "translate"
 
 
-def test_speakr_gets_its_segments(serving: GatewayProcess, samples: bytes) -> None:
+@pytest.mark.usefixtures("diarization_weights")
+def test_speakr_gets_its_segments_with_their_speakers(
+    serving: GatewayProcess, samples: bytes
+) -> None:
     diarizing = {"diarize": True, "enable_diarization": True, "return_speaker_embeddings": True}
     answer = ask(
         serving,
@@ -144,16 +147,37 @@ def test_speakr_gets_its_segments(serving: GatewayProcess, samples: bytes) -> No
     assert "glue the sheet" in document["text"].lower()
     assert document["language"] == "en"
     assert all(
-        each["start"] <= each["end"] and each["text"] and each["speaker"] is None
+        each["start"] <= each["end"] and each["text"] and each["speaker"] == "SPEAKER_00"
         for each in document["segments"]
     )
     assert not any("words" in each for each in document["segments"])
-    ignored = set(answer.headers["x-ignored-parameters"].split(", "))
-    assert ignored == {*diarizing, "min_speakers", "max_speakers"}
+    assert answer.headers["x-ignored-parameters"] == "return_speaker_embeddings"
+    path = f"/api/v1/result/{answer.headers['x-job-id']}"
+    options = serving.http.get(path, auth=BASIC).json()["manifest"]["options"]
+    assert options["diarize"] == {"minimum": 1, "maximum": 2}
+    lines = ask(
+        serving,
+        make_wav(samples),
+        output="txt",
+        hotwords="canoe",
+        model="base",
+        min_speakers=1,
+        max_speakers=2,
+        diarize=True,
+    )
+    assert lines.text.startswith("SPEAKER_00: ")
     assert answer.headers["content-disposition"].startswith('attachment; filename="talk.json"')
     health = serving.http.get("/health", auth=BASIC)
     models = serving.http.get("/v1/models", auth=BASIC)
     assert (health.status_code, models.status_code) == (200, 200)
+
+
+def test_numbers_of_speakers_without_diarization_are_ignored(
+    serving: GatewayProcess, samples: bytes
+) -> None:
+    answer = ask(serving, make_wav(samples), output="json", language="en", max_speakers=2)
+    assert answer.headers["x-ignored-parameters"] == "max_speakers"
+    assert {each["speaker"] for each in answer.json()["segments"]} == {None}
 
 
 def test_subgens_clients_get_words(serving: GatewayProcess, samples: bytes) -> None:
@@ -191,6 +215,8 @@ def test_a_file_with_a_header_is_read_by_it_whatever_encode_says(
         ({"language": "klingon"}, "language"),
         ({"model": "small"}, "model"),
         ({"encode": "perhaps"}, "encode"),
+        ({"diarize": "true", "max_speakers": "99"}, "max_speakers"),
+        ({"diarize": "true", "min_speakers": "3", "max_speakers": "2"}, "min_speakers"),
     ],
 )
 def test_a_wrong_parameter_is_rejected_by_name(

@@ -126,6 +126,7 @@ def test_a_diarized_answer_says_who_speaks(client: OpenAI, dialog: Path) -> None
         model="gpt-4o-transcribe-diarize",
         language="en",
         response_format="diarized_json",
+        extra_body={"num_speakers": 2},
     )
     assert [who for who, _ in groupby(it.speaker for it in found.segments)] == ["A", "B", "A"]
     assert " ".join(it.text for it in found.segments) == found.text
@@ -186,6 +187,11 @@ def test_a_model_may_name_its_engine(serving: GatewayProcess, client: OpenAI, ta
         ({"temperature": 2}, "temperature"),
         ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),
         ({"stream": True, "response_format": "srt"}, "stream"),
+        ({"extra_body": {"num_speakers": 2}}, "num_speakers"),
+        (
+            {"response_format": "diarized_json", "extra_body": {"max_speakers": 99}},
+            "max_speakers",
+        ),
     ],
 )
 def test_an_unsupported_option_is_named(

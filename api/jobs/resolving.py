@@ -288,10 +288,12 @@ class Resolver:
         """
         here = {(it.engine, it.model) for it in self._usable(self.weights.states())}
         missing = [it for it in SPEAKER_NETWORKS if (it.engine, it.model) not in here]
-        for name in missing:
-            if not self._can_fetch(name):
-                needed = f"{name}, which is not installed; run: {name.pull_command}"
-                raise OptionConflict(field="diarize", value="true", needed=needed)
+        lacking = [name for name in missing if not self._can_fetch(name)]
+        if lacking:
+            names = " and ".join(map(str, lacking))
+            commands = " && ".join(name.pull_command for name in lacking)
+            needed = f"{names}, which this service lacks; run: {commands}"
+            raise OptionConflict(field="diarize", value="true", needed=needed)
         return bool(missing)
 
     def _can_fetch(self, name: ModelName) -> bool:

@@ -158,6 +158,13 @@ def opened(stored: Mapping[str, Any] | None, cipher: Cipher) -> dict[str, Any] |
     return None if stored is None or embeddings is None else {**stored, "embeddings": embeddings}
 
 
+def count_voices(database: Database, cipher: Cipher) -> tuple[int, int]:
+    """How many voices there are, and how many of them cannot be decrypted."""
+    with database.transaction() as session:
+        stored = session.scalars(select(Voice.embedding)).all()
+    return len(stored), sum(cipher.open(each) is None for each in stored)
+
+
 def seal_voices(database: Database, cipher: Cipher) -> tuple[int, int]:
     """Encrypt all embeddings again, of voices and of steps; returns how many succeeded and failed.
 

@@ -23,8 +23,16 @@ from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED
 from common.domain.formats import DOCUMENT_TYPES, MEDIA_TYPES, SUBTITLES
 from common.domain.languages import AUTO, LANGUAGES, language_code
 from common.domain.moderation import Label
+from common.domain.speakers import MAX_SPEAKERS, SpeakerCount
 from common.domain.subtitles import LIMITS, Layout
-from common.errors import BadInput, GatewayLost, RequestRejected, SetupProblem
+from common.errors import (
+    BadInput,
+    GatewayLost,
+    OptionConflict,
+    OutOfRange,
+    RequestRejected,
+    SetupProblem,
+)
 from scripts.cli.cli import data_dir_option, load_settings, suggestion
 from scripts.stack.running import find_owner, find_running
 
@@ -461,15 +469,23 @@ class SpeakersParam(click.ParamType[dict[str, Any]]):
     def convert(
         self, value: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, Any]:
+        if value.strip().lower() == AUTO:
+            return {"diarize": True}
         least, dash, most = value.strip().partition("-")
-        if least.isdecimal() and not dash:
-            return {"diarize": True, "num_speakers": int(least)}
-        if least.isdecimal() and most.isdecimal():
-            return {"diarize": True, "min_speakers": int(least), "max_speakers": int(most)}
-        if value.strip().lower() != AUTO:
+        if not least.isdecimal() or (dash and not most.isdecimal()):
             wanted = "auto, a number or a range such as 2-4; a FILE goes before --speakers"
             self.fail(f"{value!r} is not {wanted}", param, ctx)
-        return {"diarize": True}
+        counts = (
+            {"min_speakers": int(least), "max_speakers": int(most)}
+            if dash
+            else {"num_speakers": int(least)}
+        )
+        try:
+            SpeakerCount.of(**counts)
+        except (OutOfRange, OptionConflict):
+            limit = f"between 1 and {MAX_SPEAKERS}" + ", the smaller first" * bool(dash)
+            self.fail(f"{value!r} is not {limit}", param, ctx)
+        return {"diarize": True, **counts}
 
 
 job_id_argument = click.argument("job_id", metavar="ID")
@@ -539,7 +555,12 @@ def _facts(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if state["eta_seconds"] is not None:
         yield "left", f"about {clock(state['eta_seconds'])}"
     languages = ",".join(state.get("languages", ())) or state["language"]
-    yield "asked for", f"{state['engine']} {state['model']}, language {languages}"
+    asked = [f"{state['engine']} {state['model']}", f"language {languages}"]
+    # A gateway of an earlier version does not have these.
+    asked += [name for name in ("diarize", "identify") if state.get(name)]
+    if state.get("channels", "mix") != "mix":
+        asked.append(f"channels {state['channels']}")
+    yield "asked for", ", ".join(asked)
     for name in ("created", "started", "completed"):
         if state[f"{name}_at"]:
             yield name, local_time(state[f"{name}_at"])
@@ -572,6 +593,16 @@ def spoken(result: Mapping[str, Any]) -> str:
     whole = sum(lengths.values()) or 1.0
     longest = sorted(codes, key=lambda code: -lengths[code])
     return ", ".join(f"{code} {100 * lengths[code] / whole:.0f} %" for code in longest)
+
+
+def who_speaks(result: Mapping[str, Any]) -> Iterator[str]:
+    """The speakers of a result, and what became of its channels, where these were asked for."""
+    if result.get("speakers") is not None:
+        yield plural(len(result["speakers"]), "speaker")
+    manifest = result.get("manifest") or {}
+    if manifest.get("options", {}).get("channels", "mix") != "mix":
+        channels = manifest.get("channels")
+        yield plural(len(channels), "channel") if channels else "channels mixed"
 
 
 def recording_name(state: Mapping[str, Any]) -> str:

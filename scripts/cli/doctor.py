@@ -14,9 +14,14 @@ import click
 import psycopg
 import redis
 from packaging.requirements import Requirement
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.processes.child import LOADING, OFF, OK
+from common.db.database import Database
 from common.db.migrate import revisions
+from common.db.vault import VOICES, Cipher
+from common.db.voices import count_voices
+from common.domain.models import SPEAKER_NETWORKS
 from common.errors import ModerationOff, SetupProblem, StenoError
 from common.redis.queue import StepQueue, connect
 from common.settings import INSTALLED, ROOT, Settings
@@ -47,11 +52,13 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _packages()
     yield _weights(settings)
     yield _moderation(settings)
+    yield _speakers(settings)
     yield _data_dir(settings.storage.data_dir.absolute())
     yield _disk(settings.storage.data_dir.absolute())
     yield _postgres(settings, running)
     yield _redis(settings, running)
     yield _migrations(settings, running)
+    yield from _voices(settings, running)
     yield _gateway(settings, running)
     if running is not None:
         yield _workers(running)
@@ -114,6 +121,20 @@ def _moderation(settings: Settings) -> Check:
     except StenoError as error:
         return Check("moderation", error.message, "see PHOBERT_ONNX_DIR in .env.example")
     return Check("moderation", f"{model} can be used")
+
+
+def _speakers(settings: Settings) -> Check:
+    """The networks of diarization, which only jobs with ``diarize`` need."""
+    states = WeightsStore(settings.asr.models_dir, Manifest.load()).states()
+    here = {(it.engine, it.model) for it in states if it.state == "present"}
+    lacking = [it for it in SPEAKER_NETWORKS if (it.engine, it.model) not in here]
+    if not lacking:
+        return Check("speakers", "the networks for diarization are installed")
+    names = " and ".join(it.model for it in lacking)
+    if settings.asr.auto_fetch:
+        return Check("speakers", f"{names} will be fetched for the first job with diarize")
+    commands = " && ".join(it.pull_command for it in lacking)
+    return Check("speakers", f"not possible without {names}; to have them, run: {commands}")
 
 
 def _data_dir(data_dir: Path) -> Check:
@@ -179,6 +200,28 @@ def _migrations(settings: Settings, running: RunningStack | None) -> Check:
     if found != newest:
         return Check("migrations", f"at {found or 'nothing'}, not {newest}", "run: steno migrate")
     return Check("migrations", f"at {found}, the newest")
+
+
+def _voices(settings: Settings, running: RunningStack | None) -> Iterator[Check]:
+    """Whether the enrolled voices can be decrypted, where a database is up to be asked."""
+    url = _database_url(settings, running)
+    if url is None:
+        return
+    try:
+        cipher = Cipher(VOICES, settings.key.for_voices)
+        with Database(url, pool_size=1) as database:
+            count, locked = count_voices(database, cipher)
+    except SetupProblem as problem:
+        yield Check("voices", str(problem.details["problem"]), str(problem.details["remedy"]))
+    except (StenoError, SQLAlchemyError):
+        yield Check("voices", "cannot be read", "see Postgres and migrations above")
+    else:
+        found = f"{count} enrolled"
+        if locked:
+            found += f", of which {locked} cannot be decrypted: {cipher.lack}"
+            yield Check("voices", found, "set VOICE_KEY to the key that encrypted them")
+        else:
+            yield Check("voices", found)
 
 
 def _gateway(settings: Settings, running: RunningStack | None) -> Check:

@@ -8,7 +8,7 @@ import click
 from rich.table import Column
 
 from common.domain.models import WHISPER_ENGINES
-from common.errors import PullFailed, UnknownOption, WeightsCorrupt, WeightsMissing
+from common.errors import PullFailed, SetupProblem, UnknownOption, WeightsCorrupt, WeightsMissing
 from common.settings import AsrSettings
 from common.weights.manifest import (
     ENGINES,
@@ -78,14 +78,18 @@ def _short(languages: tuple[str, ...]) -> str:
 
 @models.command()
 @click.argument("model", required=False)
-@click.option("--engine", type=_engine, help="Engine of the weights (default: DEFAULT_ENGINE).")
+@click.option(
+    "--engine",
+    type=_engine,
+    help="Engine of the weights (default: DEFAULT_ENGINE, or the only one that has MODEL).",
+)
 @click.pass_obj
 def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
     """Download MODEL (default: DEFAULT_MODEL), or resume an interrupted download.
 
     auto downloads the best one for DEFAULT_LANGUAGE that has a source.
     """
-    names = AsrSettings().models_of(engine, model, None)
+    names = AsrSettings().models_of(engine or _only_engine_of(store, model), model, None)
     with transfer_bar() as progress:
         puller = Puller(store, progress=progress)
         for name in names:
@@ -98,6 +102,23 @@ def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
             else:
                 break
     _say(weights)
+
+
+def _only_engine_of(store: WeightsStore, model: str | None) -> str | None:
+    """The engine of a model that DEFAULT_ENGINE does not have; None: it has it, or nothing does.
+
+    Raises:
+        SetupProblem: several others have it.
+    """
+    engines = [spec.engine for spec in store.manifest.specs if spec.model == model]
+    if AsrSettings().default_engine in engines or not engines:
+        return None
+    if len(engines) > 1:
+        raise SetupProblem(
+            problem=f"{model} is a model of {' and of '.join(engines)}",
+            remedy="Choose one with --engine",
+        )
+    return engines[0]
 
 
 @models.command()

@@ -48,6 +48,7 @@ from scripts.cli.client import (
     plural,
     spoken,
     warning,
+    who_speaks,
 )
 from scripts.cli.progress import Board, Take
 from scripts.cli.recordings import find_recordings
@@ -323,6 +324,7 @@ class Delivery:
         facts = [_pace([take]), plural(result["word_count"], "word")]
         by_default = " (the default; --language takes others, or auto)"
         facts.append(f"language {spoken(result)}{by_default * self.default_language}")
+        facts += who_speaks(result)
         if self.show_job:
             facts.append(f"job {take.job_id}")
         self.board.say(f"{take.name}: {', '.join(facts)}")
@@ -359,6 +361,11 @@ def _endings(_: click.Context, __: click.Parameter, values: Iterable[str]) -> li
         if ending not in FORMATS:
             raise click.BadParameter(f"{ending!r} is not one of {', '.join(FORMATS)}")
     return list(dict.fromkeys(endings))
+
+
+def _suggest_speakers(_: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        raise click.UsageError(f"No such option '{param.opts[0]}'. Did you mean '--speakers'?")
 
 
 def _wire(options: Mapping[str, Any]) -> dict[str, str]:
@@ -415,12 +422,16 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     is_flag=False,
     flag_value=AUTO,
     metavar="[N|MIN-MAX|auto]",
-    help="Say who speaks, of so many people.",
+    help="Find who says what. The number of people may be given [auto].",
+)
+@click.option(
+    "--diarize", is_flag=True, hidden=True, expose_value=False, callback=_suggest_speakers
 )
 @click.option(
     "--channels",
     type=click.Choice(get_args(Channels)),
-    help="separate: each by itself, of one person a channel; auto: if they are [mix].",
+    help="separate: each channel is one person; auto: find out whether it is; mix: all channels "
+    "together [mix].",
 )
 @click.option(
     "--identify",
@@ -529,8 +540,7 @@ def transcribe(
         if options["moderation"] is False:
             raise click.UsageError("--flag needs moderation; leave --no-moderation out")
         options["moderation"] = True
-    if speakers is None:
-        _check_without_speakers(takes, options)
+    _check_speakers(takes, speakers, options)
     options |= speakers or {}
     for take in takes:
         _look_up(take)
@@ -552,12 +562,22 @@ def transcribe(
         raise click.ClickException(f"{len(failed)} of {len(takes)} failed: {names}")
 
 
-def _check_without_speakers(takes: Sequence[Take], options: Mapping[str, Any]) -> None:
-    if options["identify"]:
-        raise click.UsageError("--identify names speakers; add --speakers")
-    listed = any(ending == RTTM for take in takes for ending, _ in take.targets)
-    if listed and options["channels"] != "separate":  # then the channels are the speakers
-        raise click.UsageError("rttm lists the turns of speakers; add --speakers")
+def _check_speakers(
+    takes: Sequence[Take], speakers: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> None:
+    identify = options["identify"]
+    if options["channels"] == "separate":  # then the channels are the speakers
+        if identify or len(speakers or ()) > 1:
+            wrong = "--identify" if identify else "the number of --speakers"
+            raise click.UsageError(
+                f"With --channels separate the channels are the speakers: leave {wrong} out, "
+                "or pass --channels auto --speakers"
+            )
+    elif speakers is None:
+        if identify:
+            raise click.UsageError("--identify names speakers; add --speakers")
+        if any(ending == RTTM for take in takes for ending, _ in take.targets):
+            raise click.UsageError("rttm lists the turns of speakers; add --speakers")
 
 
 def _look_up(take: Take) -> None:
@@ -581,7 +601,9 @@ def _check(settings: Settings, options: Mapping[str, str]) -> None:
 
     manifest = Manifest.load()
     store = WeightsStore(settings.asr.models_dir, manifest)
-    to_come = {(spec.engine, spec.model) for spec in manifest.specs}
+    # Models of jobs are fetched before a start. The networks of diarization are not.
+    specs = (spec for spec in manifest.specs if spec.engine in BATCH_ENGINES)
+    to_come = {(spec.engine, spec.model) for spec in specs}
     resolver = Resolver(settings, store, Egress(settings.egress.allow), lambda: to_come)
     asyncio.run(resolver.resolve(uuid4(), form_options(options)))
 

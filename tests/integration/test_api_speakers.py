@@ -21,7 +21,7 @@ from common.domain.values import Span
 from common.errors import DecodeFailed, WeightsUnusable
 from common.transcripts import GrowingTranscript
 from tests.support.api import Api
-from tests.support.audio_files import write_channels
+from tests.support.audio_files import make_wav, write_channels
 from tests.support.factories import (
     BY,
     DIARIZED,
@@ -386,4 +386,11 @@ def test_where_the_networks_are_missing_a_job_is_refused_with_what_installs_them
     answer = gateway.http.post("/api/v1/jobs", json={"diarize": True})
     assert answer.status_code == 422, answer.text
     assert answer.json()["field"] == "diarize"
-    assert "steno models pull pyannote-segmentation-3.0" in answer.json()["detail"]
+    pulls = (
+        "run: steno models pull pyannote-segmentation-3.0 --engine diarization"
+        " && steno models pull campplus-zh-en --engine diarization"
+    )
+    assert answer.json()["detail"].endswith(pulls)
+    talk = {"audio_file": make_wav(bytes(64_000))}
+    asked = gateway.http.post("/asr?diarize=true", files=talk)
+    assert (asked.status_code, asked.json()["detail"]) == (422, answer.json()["detail"])

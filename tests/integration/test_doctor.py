@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
 
+from common.db.database import Database
 from common.db.migrate import revisions
+from common.db.vault import VOICES, Cipher
+from common.db.voices import NewVoice, Voices
 from common.settings import Settings
 from scripts.cli.cli import steno
 from scripts.stack.embedded import EmbeddedPostgres, free_port
@@ -76,6 +80,53 @@ def test_a_gateway_without_moderation_needs_no_moderation_model(
     monkeypatch.setenv("PHOBERT_ONNX_DIR", str(tmp_path / "none"))
     monkeypatch.setenv("AI_LOAD_MODELS", "false")
     run("doctor")
+
+
+@pytest.mark.parametrize(
+    ("fetches", "found"),
+    [
+        ("true", "campplus-zh-en will be fetched for the first job with diarize"),
+        ("false", "run: steno models pull pyannote-segmentation-3.0 --engine diarization && steno"),
+    ],
+)
+def test_the_networks_of_speakers_are_only_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetches: str, found: str
+) -> None:
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path))
+    monkeypatch.setenv("AUTO_FETCH", fetches)
+    (line,) = (it for it in run("doctor", fails=True).splitlines() if "speakers" in it)
+    assert line.startswith("ok")
+    assert found in line
+
+
+def test_voices_that_the_key_does_not_open_are_counted(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("VOICE_KEY", "k" * 32)
+    assert "voices      0 enrolled" in run("doctor")
+    lost = Cipher(VOICES, ["l" * 32])
+    with Database(database_url, pool_size=1) as database:
+        Voices(database, "default", lost).enrol(
+            NewVoice(
+                name="Lan",
+                embedding=b"voice",
+                sampled_ms=10_000,
+                network="campplus-zh-en",
+                narrow=False,
+                consent_by="Lan",
+                consent_note=None,
+                key_id=None,
+                job_id=uuid4(),
+                speaker="SPEAKER_00",
+            )
+        )
+    output = run("doctor", fails=True)
+    assert "1 enrolled, of which 1 cannot be decrypted: VOICE_KEY lacks the key" in output
+    assert "-> set VOICE_KEY to the key that encrypted them" in output
+    monkeypatch.delenv("VOICE_KEY")
+    assert "cannot be decrypted: VOICE_KEY is not set" in run("doctor", fails=True)
 
 
 def test_a_package_that_is_not_as_locked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from common.audio import channels, decode
 from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
 from common.domain.job import (
     DIARIZATION_FAILED,
-    IDENTIFICATION_FAILED,
     MODERATION_FAILED,
+    OF_IDENTIFICATION,
     REVIEW_TIMED_OUT,
 )
 from common.domain.tracks import OTHER_AUDIO_TRACK
@@ -165,7 +165,7 @@ def test_the_gateways_name_for_a_file_cannot_leave_the_folder(
 def test_every_warning_there_is_has_human_words() -> None:
     codes = {"no_speech", OTHER_AUDIO_TRACK, MODERATION_FAILED, SEVERAL_MODELS}
     codes |= {merge.NO_TEXT, merge.TOO_SHORT, merge.DOUBTFUL_TEXT}
-    codes |= {DIARIZATION_FAILED, IDENTIFICATION_FAILED, merge.FEWER_SPEAKERS, REVIEW_TIMED_OUT}
+    codes |= {DIARIZATION_FAILED, merge.FEWER_SPEAKERS, REVIEW_TIMED_OUT, *OF_IDENTIFICATION}
     codes |= {LANGUAGE_MISMATCH, MIXED_LANGUAGES, LANGUAGE_UNCERTAIN}
     codes |= {decode.TRUNCATED, decode.DAMAGED, decode.GAPS, decode.CLOCK_JUMPED}
     codes |= {channels.ONE_CHANNEL, channels.IDENTICAL_CHANNELS}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -20,7 +21,7 @@ from common.domain.subtitles import LIMITS
 from common.settings import ROOT
 from scripts.cli import transcribe as module
 from scripts.cli.cli import steno
-from scripts.cli.client import WARNINGS
+from scripts.cli.client import WARNINGS, who_speaks
 from scripts.cli.transcribe import targets, transcribe
 from tests.support.scripted_gateway import DONE, WORKING, ScriptedGateway
 from tests.support.service import wait_until
@@ -105,7 +106,7 @@ def test_the_default_language_is_named(server: ScriptedGateway, folder: Path) ->
 
 def test_the_options_are_those_of_the_upload_form() -> None:
     ours = {"files", "recursive", "endings", "output", "flag", "workers"}
-    ours |= {"server", "key", "data_dir", *LIMITS}
+    ours |= {"server", "key", "data_dir", "diarize", *LIMITS}
     options = {parameter.name for parameter in transcribe.params} - ours
     of_speakers = {"diarize", "num_speakers", "min_speakers", "max_speakers"}
     assert options - {"speakers"} == set(UploadOptions.model_fields) - of_speakers
@@ -147,11 +148,66 @@ def test_the_options_that_were_given_are_sent_and_no_others(
     assert [job.options for job in server.jobs.values()] == [sent]
 
 
-@pytest.mark.parametrize("value", ["two", "2-", "a.mp3"])
-def test_a_number_of_speakers_that_is_none_is_named(value: str, folder: Path) -> None:
-    done = CliRunner().invoke(transcribe, ["--speakers", value, str(folder / "a.mp3")])
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [
+        *((each, "auto, a number or a range") for each in ("two", "2-", "a.mp3")),
+        *((each, "between 1 and 30") for each in ("0", "99", "2-31", "4-2")),
+    ],
+)
+def test_a_number_of_speakers_that_is_none_is_named(value: str, limit: str, folder: Path) -> None:
+    done = CliRunner().invoke(transcribe, [f"--speakers={value}", str(folder / "a.mp3")])
     assert done.exit_code == 2
-    assert f"{value!r} is not auto, a number or a range" in done.stderr
+    assert f"Invalid value for '--speakers': {value!r} is not {limit}" in done.stderr
+
+
+def test_the_api_s_name_for_speakers_is_answered_with_ours(folder: Path) -> None:
+    done = CliRunner().invoke(transcribe, [str(folder / "a.mp3"), "--diarize"])
+    assert done.exit_code == 2
+    assert "No such option '--diarize'. Did you mean '--speakers'?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        ("--identify", "--identify"),
+        ("--identify --speakers", "--identify"),
+        ("--speakers 2", "the number of --speakers"),
+    ],
+)
+def test_what_separate_channels_exclude_is_named_with_what_is_possible(
+    folder: Path, words: str, wrong: str
+) -> None:
+    given = [str(folder / "a.mp3"), "--channels", "separate", *words.split()]
+    done = CliRunner().invoke(transcribe, given)
+    assert done.exit_code == 2
+    assert f"leave {wrong} out, or pass --channels auto --speakers" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "facts"),
+    [
+        ({}, []),
+        ({"speakers": []}, ["0 speakers"]),
+        ({"speakers": [{}], "manifest": {"options": {}, "channels": None}}, ["1 speaker"]),
+        (
+            {"manifest": {"options": {"channels": "auto"}, "channels": None}},
+            ["channels mixed"],
+        ),
+        (
+            {
+                "speakers": [{}, {}],
+                "manifest": {"options": {"channels": "auto"}, "channels": [0, 1]},
+            },
+            ["2 speakers", "2 channels"],
+        ),
+        ({"manifest": {"options": {"channels": "mix"}, "channels": None}}, []),
+    ],
+)
+def test_the_summary_has_speakers_and_channels_where_they_were_asked_for(
+    more: dict[str, Any], facts: list[str]
+) -> None:
+    assert list(who_speaks(more)) == facts
 
 
 def test_turns_of_speakers_need_speakers(folder: Path) -> None:

@@ -229,14 +229,20 @@ async def deletions(
     caller: Reader,
     job_id: Annotated[UUID | SkipJsonSchema[None], Query(description="Only of this job.")] = None,
     session_id: Annotated[
-        UUID | SkipJsonSchema[None], Query(description="Only of this job, stream or voice.")
+        UUID | SkipJsonSchema[None],
+        Query(
+            description="Only of this job, stream or voice: the id that it had.",
+            examples=["3fa85f64-5717-4562-b3fc-2c963f66afa6"],
+        ),
     ] = None,
     limit: Limit = 50,
     cursor: PageCursor = None,
 ) -> DeletionPage:
     """Receipts for jobs, streams and voices that were deleted, on request or by retention.
 
-    Newest first.
+    Newest first. `?session_id=3fa85f64-5717-4562-b3fc-2c963f66afa6` gives the one of the job,
+    stream or voice that had this id.
+
     `erased_at` is set once erasure is verified: the storage was searched when no worker could
     write any more, and nothing was found.
     """

@@ -221,7 +221,7 @@ def _figures(take: Take) -> tuple[float | None, list[str]]:
             return 0.0, ["waiting to be sent"]
         share = take.sent / take.size if take.size else 1.0
         if share >= 1:
-            return None, ["being looked at"]
+            return None, ["being checked"]
         rate = take.sent / max(0.1, time.monotonic() - take.started_at)
         return share, [
             f"{share:4.0%}",

@@ -75,6 +75,7 @@ class Curl:
             "S": gateway.url,
             "KEY": KEY,
             "key": KEY,
+            "VOICE": NO_JOB,
             "GATEWAY_API_KEY": KEY,
         }
         self._parser = argparse.ArgumentParser("curl", exit_on_error=False)

@@ -200,6 +200,7 @@ class Status(Document):
     )
     """Whether the request asks who says what."""
     identify: bool = Field(validation_alias=AliasPath("options", "identify"))
+    """Whether the request asks to name enrolled people."""
     channels: Channels = Field(validation_alias=AliasPath("options", "channels"))
     """As the request has it; the result's manifest says what was done."""
     duration_seconds: Seconds | None = Field(validation_alias="duration_ms")

@@ -11,12 +11,13 @@ from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Transcriber
 from api.http.bodies import documented_body, limit_body, while_connected
+from api.http.fields import unsupported
 from api.http.problems import documented, echoed
 from api.moderation.schemas import MAX_LETTERS, MAX_TEXTS, ModerationAnswer, ModerationRequest
 from api.processes.moderator import ModerationProcess
 from api.services import ServicesDep
 from common.domain.moderation import Finding, Label, ModeratedBy
-from common.errors import FieldMissing, Malformed, OutOfRange, TooLarge, Unsupported
+from common.errors import FieldMissing, Malformed, OutOfRange, TooLarge
 
 router = APIRouter(tags=["moderation"])
 
@@ -53,7 +54,7 @@ def read_texts(content: bytes) -> list[str]:
     """
     document = _document(content)
     if unknown := document.keys() - _FIELDS:
-        raise Unsupported(field=echoed(json.dumps(min(unknown))[1:-1]))
+        raise unsupported(str(echoed(json.dumps(min(unknown))[1:-1])), _FIELDS)
     if len(document) > 1:
         raise OutOfRange(field="text", limit="left out where texts is given", value="both")
     if "text" in document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -63,6 +64,17 @@ def job_id(api: Api) -> UUID:
 
 def change(api: Api, job_id: UUID, changes: object, status: int = 200) -> Any:
     return api.ask("PATCH", f"jobs/{job_id}/speakers", status, json=changes).json()
+
+
+def asked_for(api: Api, job_id: UUID) -> list[Any]:
+    status = api.get(f"status/{job_id}")
+    return [status["diarize"], status["identify"], status["channels"]]
+
+
+def test_a_status_says_whether_speakers_were_asked_for(api: Api) -> None:
+    assert asked_for(api, api.submit()) == [False, False, "mix"]
+    options = replace(DIARIZED, channels="auto", identify=True)
+    assert asked_for(api, api.submit(options=options)) == [True, True, "auto"]
 
 
 def test_a_result_says_who_says_what_and_how_long(api: Api, job_id: UUID) -> None:

@@ -235,7 +235,7 @@ def _field(place: Sequence[int | str], sent: object) -> str:
             sent = sent[name]
         elif isinstance(sent, Sequence) and isinstance(name, int) and name < len(sent):
             sent = sent[name]
-    return ".".join(found) or "body"
+    return ".".join(found)[:LONGEST_ECHO] or "body"
 
 
 def _fields_of(request: Request, error: Mapping[str, Any]) -> Collection[str]:

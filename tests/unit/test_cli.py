@@ -13,10 +13,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from common.errors import NotFound
+from common.errors import NotFound, SetupProblem
 from common.settings import ROOT
+from common.weights.manifest import Manifest
+from common.weights.store import WeightsStore
 from scripts.cli import cli
 from scripts.cli.cli import OneLineErrors, steno
+from scripts.cli.models import _only_engine_of
 from tests.support.programs import run_program, run_python
 from tests.support.wheels import write_wheel
 
@@ -277,3 +280,22 @@ def test_a_python_that_is_too_old_is_named(tmp_path: Path) -> None:
     done = run_program("/bin/sh", checkout / "scripts" / "steno", env=environment)
     assert done.returncode == 1
     assert "needs Python 3.11 or newer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "engine"),
+    [("campplus-zh-en", "diarization"), ("vi-68m", "sherpa-onnx"), ("base", None), ("none", None)],
+)
+def test_weights_that_one_engine_has_need_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, engine: str | None
+) -> None:
+    monkeypatch.setenv("DEFAULT_ENGINE", "faster-whisper")
+    assert _only_engine_of(WeightsStore(tmp_path, Manifest.load()), model) == engine
+
+
+def test_weights_that_several_engines_have_need_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEFAULT_ENGINE", "sherpa-onnx")
+    with pytest.raises(SetupProblem, match="of faster-whisper and of whisper"):
+        _only_engine_of(WeightsStore(tmp_path, Manifest.load()), "base")

@@ -18,7 +18,8 @@ from click.testing import CliRunner, Result
 
 from api.jobs.schemas import UploadOptions
 from common.domain.subtitles import LIMITS
-from common.settings import ROOT
+from common.errors import OptionConflict
+from common.settings import ROOT, Settings
 from scripts.cli import transcribe as module
 from scripts.cli.cli import steno
 from scripts.cli.client import WARNINGS, who_speaks
@@ -208,6 +209,18 @@ def test_the_summary_has_speakers_and_channels_where_they_were_asked_for(
     more: dict[str, Any], facts: list[str]
 ) -> None:
     assert list(who_speaks(more)) == facts
+
+
+def test_networks_that_may_not_be_fetched_are_missed_before_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path))
+    monkeypatch.setenv("AUTO_FETCH", "false")
+    module._check(Settings(), {"language": "vi"})
+    with pytest.raises(OptionConflict, match="steno models pull campplus-zh-en --engine"):
+        module._check(Settings(), {"language": "vi", "diarize": "true"})
+    monkeypatch.setenv("AUTO_FETCH", "true")
+    module._check(Settings(), {"language": "vi", "diarize": "true"})
 
 
 def test_turns_of_speakers_need_speakers(folder: Path) -> None:

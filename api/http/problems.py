@@ -176,10 +176,7 @@ def validation_error(
     ``sent`` is what was validated; ``known`` has its fields, to suggest one for an unknown name.
     """
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
-    field = _field(error["loc"], sent)
-    if kind == "missing" and not _is_parameter(error["loc"]):
-        missing = str(error["loc"][-1])
-        return FieldMissing(field=missing if field == "body" else f"{field}.{missing}")
+    field = _field(error["loc"], sent, missing=kind == "missing")
     if kind == "missing":
         return FieldMissing(field=field)
     if kind == "extra_forbidden":
@@ -213,29 +210,27 @@ def validated(kind: type[Model], sent: Mapping[str, Any]) -> Model:
         raise OutOfRange(field="metadata", limit=error, value=value) from None
 
 
-def _is_parameter(place: Sequence[int | str]) -> bool:
-    return len(place) > 1 and place[0] in {"query", "path", "header"}
-
-
-def _field(place: Sequence[int | str], sent: object) -> str:
+def _field(place: Sequence[int | str], sent: object, *, missing: bool = False) -> str:
     """The field of an invalid value: of a parameter its own name, of an item its list's name.
 
-    A field in an object has the names of both, as in ``consent.by``. What ``place`` has beside the
-    names in ``sent`` is pydantic's own; of a missing field it is the name, so this is its parent.
+    A field in an object has the names of both, as in ``consent.by``; one of an item is named with
+    the item, as in ``entries[3].word``. What ``place`` has beside the names in ``sent`` is
+    pydantic's own; the last one of a ``missing`` field is its name.
     """
-    where, *names = place or ("body",)
-    if _is_parameter(place):
-        return str(names[0])
-    if where != "body":
-        names = [where, *names]
-    found = []
-    for name in names:
-        if isinstance(sent, Mapping) and name in sent:
-            found.append(str(name))
-            sent = sent[name]
+    if len(place) > 1 and place[0] in {"query", "path", "header"}:
+        return str(place[1])
+    names = place[1:] if place[:1] == ("body",) else place
+    field = item = ""
+    for at, name in enumerate(names):
+        is_sent = isinstance(sent, Mapping) and name in sent
+        if is_sent or (missing and at == len(names) - 1):
+            field = f"{field}{item}.{name}".removeprefix(".")
+            item = ""
+        if isinstance(sent, Mapping):
+            sent = sent[name] if is_sent else sent
         elif isinstance(sent, Sequence) and isinstance(name, int) and name < len(sent):
-            sent = sent[name]
-    return ".".join(found)[:LONGEST_ECHO] or "body"
+            sent, item = sent[name], f"[{name}]"
+    return field[:LONGEST_ECHO] or "body"
 
 
 def _fields_of(request: Request, error: Mapping[str, Any]) -> Collection[str]:

@@ -75,7 +75,7 @@ class Lists(BaseModel):
         (NewVoice, VOICE | {"consent": {}}, "consent.by", "consent.by is missing"),
         (NewVoice, VOICE | {"consent": {"by": ""}}, "consent.by", "consent.by must be not empty"),
         (NewVoice, {"name": "Lan"}, "job_id", "job_id is missing"),
-        (Lists, {"items": [{"name": ""}]}, "items.name", "items.name must be not empty"),
+        (Lists, {"items": [1, {"name": ""}]}, "items[1].name", "items[1].name must be not empty"),
         (Lists, {"items": ["a"]}, "items", "items must be an object; got 'a'"),
         (Lists, {"items": "ab"}, "items", "items must be a list; got 'ab'"),
         (Lists, {"items": [1, 2, 3]}, "items", "items must be at most 2 items long"),

@@ -87,6 +87,7 @@ def _layout(
         max_cps=max_cps,
     )
 
+
 WITH_SPEAKERS = "a job with diarize=true, or whose channels were separated"
 
 CONTENT_LETTERS = 200

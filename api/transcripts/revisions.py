@@ -9,12 +9,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Path, Query
 from loguru import logger
-from pydantic import BaseModel
 from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import JSONResponse, Response
 from starlette.status import HTTP_304_NOT_MODIFIED
 
 from api.auth.callers import Caller, Reader, Transcriber
+from api.http.fields import RequestDocument
 from api.http.pagination import Limit
 from api.http.problems import documented
 from api.services import Services, ServicesDep
@@ -56,7 +56,7 @@ _TAGGED: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Restore(BaseModel):
+class Restore(RequestDocument):
     """Why an earlier revision is restored."""
 
     note: Note | None = None

@@ -13,9 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-import docx
-from docx.enum.text import WD_COLOR_INDEX
-from docx.shared import RGBColor
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from common.domain.languages import LANGUAGES
@@ -34,7 +31,8 @@ LETTERS = 600
 
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 """Characters that an XML document cannot have (XML 1.0, 2.2)."""
-_SOFT = RGBColor(0x59, 0x63, 0x6E)
+_SOFT = (0x59, 0x63, 0x6E)
+"""The colour of what is beside the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +91,23 @@ def to_docx(transcript: Transcript, name: str, *, flag: bool = False) -> bytes:
 
     ``name`` is that of the recording. With ``flag`` offending segments begin with their label.
     """
+    import docx  # takes a tenth of a second, and few gateways ever write one
+    from docx.enum.text import WD_COLOR_INDEX
+    from docx.shared import RGBColor
+
+    soft = RGBColor(*_SOFT)
     document = docx.Document()
     properties = document.core_properties
     properties.title, properties.author, properties.comments = _xml(name), "", ""
     properties.language = transcript.language
     document.add_heading(_xml(name), level=1)
-    document.add_paragraph().add_run(" · ".join(_facts(transcript))).font.color.rgb = _SOFT
+    document.add_paragraph().add_run(" · ".join(_facts(transcript))).font.color.rgb = soft
     for paragraph in paragraphs(transcript):
         written = document.add_paragraph()
         if paragraph.speaker is not None:
             written.add_run(f"{_xml(paragraph.speaker)} ").bold = True
         time = written.add_run(clock(paragraph.segments[0].span.start_ms))
-        time.font.color.rgb = _SOFT
+        time.font.color.rgb = soft
         time.add_break()
         for at, segment in enumerate(paragraph.segments):
             written.add_run(" " * (at > 0))

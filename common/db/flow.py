@@ -365,19 +365,26 @@ def _write_messages(session: Session, job: Job, status: JobStatus) -> None:
 def retry_job(session: Session, job: Job) -> bool:
     """Retry a job that is FAILED, or that is COMPLETED or in REVIEW without some results.
 
-    Its row is locked. False if it is neither.
+    Its row is locked. False if it is neither. A failed step that follows a change of the result is
+    done again too; if there is no other, the job's status stays.
     """
     if job.status == JobStatus.FAILED:
         job.completed_at = None
     else:
-        undone = select(Step.id).where(
-            Step.job_id == job.id,
-            Step.status != StepStatus.DONE,
-            Step.kind.not_in(pipeline_of(job.kind).kinds_afterwards),
-        )
-        has_result = job.status in (JobStatus.COMPLETED, JobStatus.REVIEW)
-        if not has_result or session.scalar(undone.limit(1)) is None:
+        if job.status not in (JobStatus.COMPLETED, JobStatus.REVIEW):
             return False
+        afterwards = pipeline_of(job.kind).kinds_afterwards
+        undone = (Step.job_id == job.id, Step.status != StepStatus.DONE)
+        failed = session.scalars(
+            select(Step.kind).where(
+                *undone, Step.kind.in_(afterwards), Step.status == StepStatus.FAILED
+            )
+        ).all()
+        for kind in failed:
+            Flow(session, job).add_afterwards(kind)
+        of_phases = select(Step.id).where(*undone, Step.kind.not_in(afterwards))
+        if session.scalar(of_phases.limit(1)) is None:
+            return bool(failed)
     job.status = JobStatus.PENDING
     job.error_code = job.error_message = None
     job.retried_at = func.clock_timestamp()

@@ -20,7 +20,7 @@ from common.domain.request import Options
 from common.domain.speakers import Diarization, SpeakerCount, Turn
 from common.domain.transcript import Origin, Transcript
 from common.domain.values import Span
-from common.errors import ModerationOff
+from common.errors import Conflict, ModerationOff
 from tests.support.factories import (
     BY,
     CLEAN,
@@ -161,4 +161,15 @@ def test_without_moderation_the_files_follow_and_the_step_fails(
     assert file(tmp_path, job_id, "txt").startswith(f"{A}: hello\n")
     assert steps.fail(claim.step_id, claim.attempt, error.value)
     assert revisions.get(job_id).refining is StepStatus.FAILED
-    assert Jobs(database, TENANT).snapshot(job_id).status is JobStatus.COMPLETED
+    jobs = Jobs(database, TENANT)
+    assert jobs.snapshot(job_id).status is JobStatus.COMPLETED
+
+    context.settings.moderation.ai_load_models = True
+    jobs.retry(job_id)
+
+    assert jobs.snapshot(job_id).status is JobStatus.COMPLETED
+    context.moderation._broken_until = 0  # as after its pause
+    refine.run(context, refining(steps))
+    assert revisions.get(job_id).refining is StepStatus.DONE
+    with pytest.raises(Conflict):
+        jobs.retry(job_id)

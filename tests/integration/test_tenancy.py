@@ -34,10 +34,18 @@ OURS, THEIRS = "ours", "theirs"
 OPEN = {"/healthz", "/readyz", "/health", "/metrics", "/status"}
 """What needs no key."""
 
-EVERYBODYS = {"model": "base"}
+EVERYBODYS = {"model": "base", "revision": "1"}
 """Parameters of paths that name nothing of any tenant's."""
-BODIES = {"/api/v1/glossaries/{glossary_id}": {"name": "a list", "entries": []}}
+BODIES = {
+    "/api/v1/glossaries/{glossary_id}": {"name": "a list", "entries": []},
+    "/api/v1/jobs/{job_id}/rerun": {"start": 0, "end": 1},
+    "/api/v1/jobs/{job_id}/transcript": {
+        "edits": [{"op": "insert", "start": 0, "end": 1, "text": "a"}]
+    },
+}
 """Bodies of operations that do not accept an empty one, by path."""
+HEADERS = {"/api/v1/jobs/{job_id}/transcript": {"If-Match": "*"}}
+"""Headers that operations need, by path."""
 FILTERS = {"job_id", "session_id", "endpoint_id", "delivery_id", "key_id"}
 """Parameters of queries that name something of a tenant's."""
 
@@ -64,7 +72,8 @@ class Operation:
         elif kinds:
             more["json"] = BODIES.get(self.path, {})
         path = self.path.format_map({**EVERYBODYS, **ids})
-        return gateway.http.request(self.method, path, headers=dict(headers), **more)
+        needed = HEADERS.get(self.path, {})
+        return gateway.http.request(self.method, path, headers={**headers, **needed}, **more)
 
     @property
     def parameters(self) -> set[str]:

@@ -74,9 +74,7 @@ class Deletions:
             NotFound: the tenant has no such job, and never had one.
         """
         with self._database.transaction() as session:
-            job = session.scalar(
-                select(Job).where(Job.id == job_id, Job.tenant == self._tenant).with_for_update()
-            )
+            job = lock_to_remove(session, Job.id == job_id, Job.tenant == self._tenant)
             if job is not None:
                 return remove(session, job, Reason.REQUEST)
             if not was_deleted(session, self._tenant, job_id, Kind.JOB):
@@ -125,8 +123,18 @@ def record_erased(database: Database, job_id: UUID, *, files: int, size: int) ->
         )
 
 
+def lock_to_remove(session: Session, *where: ColumnElement[bool]) -> Job | None:
+    """The job that matches, locked after the jobs that work on its transcript.
+
+    The last step of such a job locks in this order too: otherwise both could deadlock.
+    """
+    which = select(Job.id).where(*where)
+    session.execute(select(Job.id).where(Job.source_id.in_(which)).with_for_update())
+    return session.scalar(select(Job).where(*where).with_for_update())
+
+
 def remove(session: Session, job: Job, reason: Reason) -> Deleted:
-    """Delete ``job``, whose row is locked, and add a deletion.
+    """Delete ``job``, which `lock_to_remove` has locked, and add a deletion.
 
     Pending webhook messages are kept without the job's id, that of its cancellation among them.
     They are deleted as soon as they have been delivered or have failed. Jobs that work on its

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import case, func, null, select, update
 
 from common.db.database import Database
-from common.db.deletions import Deleted, Reason, remove, remove_stream
+from common.db.deletions import Deleted, Reason, lock_to_remove, remove, remove_stream
 from common.db.flow import Flow, end_job, locked_job
 from common.db.search import index_next
 from common.db.steps import fetched_ids
@@ -108,9 +108,7 @@ class Retention:
     def expire(self, job_id: UUID) -> Deleted | None:
         """Delete such a job; None if it is deleted already, or no longer has to be."""
         with self.database.transaction() as session:
-            job = session.scalar(
-                select(Job).where(Job.id == job_id, Job.delete_at <= NOW).with_for_update()
-            )
+            job = lock_to_remove(session, Job.id == job_id, Job.delete_at <= NOW)
             return None if job is None else remove(session, job, Reason.RETENTION)
 
     def expire_stream(self) -> UUID | None:

@@ -167,6 +167,11 @@ class Transcriptions:
         with self._database.transaction() as session:
             return session.scalar(newest_revision(job_id).where(by_others.exists()))
 
+    def warnings(self, job_id: UUID) -> list[str]:
+        """Those of a job; none if it is deleted."""
+        with self._database.transaction() as session:
+            return session.scalar(select(Job.warnings).where(Job.id == job_id)) or []
+
     def diarization(self, job_id: UUID) -> Diarization | None:
         """That of the newest transcript, if there is one."""
         newest = newest_revision(job_id).with_only_columns(TranscriptRevision.diarization)

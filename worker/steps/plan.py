@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from common.asr.engine import Samples
 from common.audio.channels import Separation, separate
-from common.audio.decode import ChannelDecoder, MonoDecoder
+from common.audio.decode import DAMAGED, ChannelDecoder, MonoDecoder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.probe import check_length
 from common.audio.vad import speech_ms
@@ -170,13 +170,14 @@ class _Planning:
             self._start(self._job.language, replan=replan)
         channels = self._separation.channels
         planner = Planner(plan_options(self._cutting), self._context.voice_network, channels)
-        start_ms = 0 if self._span is None else self._span.start_ms
+        first_ms = 0 if self._span is None else self._span.start_ms
+        start_ms = 0 if self._is_damaged() else first_ms
         with open_recording(self._context, self._recording) as recording:
             decoder = ChannelDecoder if channels else MonoDecoder
             decoding = decoder(recording, track=self._track, start_ms=start_ms)
             part = self._detect_in or self._span
             for block in decoding if part is None else part_of(decoding, part):
-                decoded_ms = decoding.duration_ms - start_ms
+                decoded_ms = decoding.duration_ms - first_ms
                 check_length(decoded_ms, self._context.settings.upload.max_audio_hours)
                 if not self._charged_ms or decoded_ms >= self._charged_ms + CHARGED_MS:
                     self._charge(decoded_ms)
@@ -211,6 +212,13 @@ class _Planning:
             return Separation()
         with open_recording(self._context, self._recording) as recording:
             return separate(ChannelDecoder(recording, track=self._track), self._wanted_channels)
+
+    def _is_damaged(self) -> bool:
+        """Whether the recording has to be decoded from its start to count its time."""
+        source_id = self._job.source_id
+        if source_id is None:
+            return False
+        return DAMAGED in with_retries(self._context.transcriptions.warnings, source_id)
 
     def _add_or_hold(self, planned: PlannedChunk, *, replan: bool) -> None:
         if self._language is None:

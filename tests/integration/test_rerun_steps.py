@@ -1,0 +1,104 @@
+"""The promises about the steps of a rerun: which audio they read, and what they lock."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from uuid import UUID
+
+import numpy as np
+import pytest
+from sqlalchemy import select, text, update
+
+from common.audio.decode import DAMAGED, MonoDecoder
+from common.db.database import Database
+from common.db.deletions import Deletions
+from common.db.jobs import Jobs
+from common.db.steps import StaleClaim, Steps
+from common.db.tables import Job
+from common.domain.chunks import windows_from_json
+from common.domain.pipeline import RERUN, StepKind
+from common.domain.request import Cutting, Options
+from common.domain.values import Chunk, Span
+from tests.support.audio_files import KINDS, damage, write
+from tests.support.factories import (
+    TENANT,
+    claim_next,
+    do_all,
+    do_step,
+    make_steps,
+    new_job,
+    new_recording,
+    submit_job,
+)
+from tests.support.service import wait_until
+from tests.support.speech import speak
+from worker.context import Context
+from worker.steps import plan, splice
+
+SPAN = Span(30_000, 36_000)
+
+
+@pytest.fixture
+def steps(database: Database) -> Steps:
+    return make_steps(database)
+
+
+def rerun(database: Database, source_id: UUID) -> UUID:
+    options = Options(span=SPAN, cutting=Cutting("fixed"))
+    job = new_job(kind=RERUN.kind, source_id=source_id, options=options)
+    return Jobs(database, TENANT).create_from_source(job).job_id
+
+
+def test_a_damaged_recording_is_read_at_the_times_of_its_first_transcription(
+    context: Context, database: Database, steps: Steps
+) -> None:
+    context = replace(context, may_continue=lambda: False)
+    voice = np.tile(speak("The captain walked along the beach."), 20)[: 45 * 16_000]
+    recording = new_recording(45_000)
+    path = context.storage.incoming(recording.id)
+    damage(write(path, (voice * 32_767).astype(np.int16), KINDS["aac"]), 0.3, 0.33)
+    whole = MonoDecoder(path)
+    samples = np.concatenate(list(whole))
+    assert DAMAGED in whole.warnings
+    source = new_job()
+    Jobs(database, TENANT).submit(recording, source)
+    context.storage.keep(recording.id)
+    do_all(steps)
+    with database.transaction() as session:
+        session.execute(update(Job).values(warnings=[DAMAGED]))
+
+    rerun_id = rerun(database, source.id)
+    plan.run(context, claim_next(steps))
+
+    part = claim_next(steps).part
+    assert part is not None
+    audio = Chunk(part.index, windows_from_json(part.data)).audio
+    found = np.frombuffer(context.storage.read_chunk(rerun_id, 0), "<i2")
+    assert np.array_equal(found, samples[audio.start_ms * 16 : audio.end_ms * 16])
+
+
+def waiting_for_locks(database: Database) -> int:
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    with database.transaction() as session:
+        return session.scalar(text(waiting)) or 0
+
+
+def test_a_source_is_deleted_while_its_rerun_ends(
+    context: Context, database: Database, steps: Steps
+) -> None:
+    source_id = submit_job(database)
+    do_all(steps)
+    rerun(database, source_id)
+    while (claim := claim_next(steps)).kind != StepKind.SPLICE:
+        do_step(steps, claim, 1)
+    with ThreadPoolExecutor(2) as pool, database.transaction() as holding:
+        holding.execute(select(Job.id).where(Job.id == source_id).with_for_update())
+        deleting = pool.submit(Deletions(database, TENANT).delete, source_id)
+        wait_until(lambda: waiting_for_locks(database) == 1, "the deletion to wait")
+        ending = pool.submit(splice.run, context, claim)
+        wait_until(lambda: waiting_for_locks(database) >= 2, "the splice to wait")
+        holding.rollback()
+        assert deleting.result() is not None
+        with pytest.raises(StaleClaim):
+            ending.result()

@@ -128,6 +128,10 @@ Name = Annotated[
 ]
 OneLine = Annotated[Name, AfterValidator(_one_line)]
 """A name that is not blank; spaces and line breaks become one space."""
+Note = Annotated[
+    str, Field(max_length=1_000), AfterValidator(_no_control), AfterValidator(_one_line)
+]
+"""Why something was done; spaces and line breaks become one space."""
 Metadata = Annotated[dict[str, Any], AfterValidator(checked)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 """Of milliseconds."""

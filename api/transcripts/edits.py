@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
-from api.http.fields import OneLine, RequestDocument
+from api.http.fields import Note, RequestDocument
 from common.domain import editing
 from common.domain.editing import MAX_EDITS, UNCHANGED
 
@@ -18,13 +18,13 @@ MOST = 10_000_000
 Index = Annotated[int, Field(ge=0, le=MOST, examples=[3])]
 Time = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False, examples=[12.5])]
 
-MAX_NOTE = 1_000
-"""Characters."""
+LATEST_MS = 1e15
+"""Beyond all recordings, and no infinity."""
 
 
 def milliseconds(value: float) -> int:
-    """A time of the API, in seconds."""
-    return round(value * 1000)
+    """A time of the API, in seconds; beyond all recordings it is the latest of them."""
+    return round(min(value * 1000, LATEST_MS))
 
 
 class Replace(RequestDocument):
@@ -98,7 +98,6 @@ class Insert(RequestDocument):
         return editing.Insert(start_ms, end_ms, self.text, self.speaker)
 
 
-Note = Annotated[OneLine, StringConstraints(max_length=MAX_NOTE)]
 AnyEdit = Annotated[Replace | Split | Join | Delete | Insert, Field(discriminator="op")]
 
 

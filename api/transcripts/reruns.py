@@ -22,8 +22,9 @@ from common.domain.job import Priority
 from common.domain.pipeline import RERUN
 from common.domain.request import Decoding, Options
 from common.domain.results import seconds
-from common.domain.values import Span
+from common.domain.values import MAX_WINDOW_MS, Span
 from common.errors import OutOfRange
+from common.weights.manifest import SHERPA_ONNX
 
 router = APIRouter(tags=["transcripts"], responses=documented(422, 503))
 
@@ -88,8 +89,13 @@ async def rerun(
         by_language = options
     else:
         by_language = job.options
+    cutting = options.cutting
+    used = {job.engine, *(it.engine for names in by_language.models.values() for it in names)}
+    if used != {SHERPA_ONNX}:
+        cutting = replace(cutting, window_ms=min(cutting.window_ms, MAX_WINDOW_MS))
     changed = replace(
         options,
+        cutting=cutting,
         decoding=replace(options.decoding, **decoding),
         languages=by_language.languages,
         models=by_language.models,

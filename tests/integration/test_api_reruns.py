@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from common.db.deletions import Deletions
 from common.db.tables import (
@@ -21,7 +21,7 @@ from common.db.tables import (
     WebhookDelivery,
 )
 from common.domain.pipeline import StepKind
-from common.domain.request import Decoding, Options
+from common.domain.request import Cutting, Decoding, Options
 from common.domain.values import Span
 from common.errors import NoSpeech
 from tests.support.api import Api
@@ -85,6 +85,7 @@ def test_one_rerun_of_a_job_runs_at_a_time(api: Api, job_id: UUID) -> None:
         ({"start": 5.0, "end": 5.05}, "end"),
         ({"start": 5.0, "end": 4.0}, "end"),
         ({"start": -1.0}, "start"),
+        ({"start": 1e308, "end": 1.1e308}, "end"),
         ({"model": "no-such-model"}, "model"),
         ({"language": "klingon"}, "language"),
         ({"beam_size": 99}, "beam_size"),
@@ -96,6 +97,18 @@ def test_an_impossible_rerun_names_its_field(
 ) -> None:
     assert field in rerun(api, job_id, 422, **wanted)["detail"]
     assert api.count(Job) == 1
+
+
+def test_whisper_gets_no_longer_windows_than_it_takes(api: Api) -> None:
+    options = Options(cutting=Cutting(window_ms=60_000))
+    job_id = api.submit(options=options, engine="sherpa-onnx", model="vi-30m", language="vi")
+    api.complete(1)
+    with api.database.transaction() as session:  # its plan was that of another model
+        session.execute(update(Job).values(engine="sherpa-onnx", model="vi-30m"))
+    made = rerun(api, job_id, engine="faster-whisper", model="base")
+    with api.database.transaction() as session:
+        stored = session.get_one(Job, UUID(made["job_id"]))
+        assert Options.from_json(stored.options).cutting == Cutting(window_ms=30_000)
 
 
 def test_only_a_transcript_of_ones_own_is_changed(api: Api, job_id: UUID) -> None:

@@ -14,11 +14,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.status import HTTP_304_NOT_MODIFIED
 
 from api.auth.callers import Caller, Reader, Transcriber
-from api.http.fields import RequestDocument
+from api.http.fields import Note, RequestDocument
 from api.http.pagination import Limit
 from api.http.problems import documented
 from api.services import Services, ServicesDep
-from api.transcripts.edits import Edits, Note
+from api.transcripts.edits import Edits
 from api.transcripts.schemas import (
     EditableTranscript,
     RevisionDocument,
@@ -29,6 +29,7 @@ from common.db.revisions import Author, Revision, Revisions
 from common.db.tables import TranscriptRevision
 from common.domain.differences import difference
 from common.domain.editing import apply_edits
+from common.domain.job import StepStatus
 from common.domain.results import seconds, segment_document, speakers_document, words_of
 from common.domain.transcript import Origin, Transcript
 from common.errors import OutOfRange, PreconditionMissing
@@ -36,7 +37,7 @@ from common.errors import OutOfRange, PreconditionMissing
 router = APIRouter(prefix="/jobs/{job_id}", tags=["transcripts"], responses=documented(422, 503))
 
 MAX_REVISION = 2**31 - 1
-_TAG = re.compile(r'(?:W/)?"(\d{1,9})(?:-\d{1,9})?"', re.ASCII)
+_TAG = re.compile(r'(?:W/)?"(\d{1,9})(?:-\d{1,9})?(?:-[a-z]{1,9})?"', re.ASCII)
 
 Number = Annotated[int, Query(ge=1, le=MAX_REVISION)]
 IfMatch = Annotated[
@@ -47,8 +48,9 @@ _TAGGED: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
             "ETag": {
-                "description": "The revision, and how often it was refined: a refinement completes "
-                "the times and the moderation of new words",
+                "description": "The revision, how often it was refined, and the status of a "
+                "refinement that is not done: it completes the times and the moderation of new "
+                "words",
                 "schema": {"type": "string", "examples": ['"2-1"']},
             }
         }
@@ -179,7 +181,7 @@ def _read(
     revisions: Revisions, job_id: UUID, number: int | None, if_none_match: str | None
 ) -> Response:
     revision = revisions.get(job_id, number)
-    headers = {"ETag": _tag(revision.row)}
+    headers = {"ETag": _tag(revision.row, revision.refining)}
     if headers["ETag"] in (if_none_match or ""):
         return Response(status_code=HTTP_304_NOT_MODIFIED, headers=headers)
     return JSONResponse(_document(revision), headers=headers)
@@ -228,8 +230,9 @@ def _compare(revisions: Revisions, job_id: UUID, old: int, new: int | None) -> T
     )
 
 
-def _tag(row: TranscriptRevision) -> str:
-    return f'"{row.revision}-{row.refinements}"'
+def _tag(row: TranscriptRevision, refining: StepStatus | None = None) -> str:
+    unsettled = "" if refining in (None, StepStatus.DONE) else f"-{refining.lower()}"
+    return f'"{row.revision}-{row.refinements}{unsettled}"'
 
 
 def _based_on(if_match: str) -> int | None:

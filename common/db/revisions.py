@@ -66,9 +66,12 @@ class Revisions:
         """
         with self._database.transaction() as session:
             newest = self._newest(session, self._job(session, job_id))
-            row = newest if number is None else self._revision(session, newest, number)
+            asked = newest if number is None else number
+            row = session.get(TranscriptRevision, (job_id, asked))
+            if row is None:
+                raise NotFound(what=f"revision of job {job_id}", value=asked)
             refining = None
-            if row is newest:
+            if asked == newest:
                 of_job = (Step.job_id == job_id, Step.kind == StepKind.REFINE)
                 refining = session.scalar(select(Step.status).where(*of_job))
         return Revision(row, transcript_in(row), None if refining is None else StepStatus(refining))
@@ -176,19 +179,13 @@ class Revisions:
             raise NotFound(what="job", value=job_id)
         return job
 
-    def _newest(self, session: Session, job: Job) -> TranscriptRevision:
-        newest = session.scalar(newest_revision(job.id))
-        if newest is None:
+    def _newest(self, session: Session, job: Job) -> int:
+        """The number of the newest revision; its text, which may be long, is not read."""
+        newest = newest_revision(job.id).with_only_columns(TranscriptRevision.revision)
+        number = session.scalar(newest)
+        if number is None:
             raise NotReady(status_now=job.status)
-        return newest
-
-    def _revision(
-        self, session: Session, newest: TranscriptRevision, number: int
-    ) -> TranscriptRevision:
-        found = session.get(TranscriptRevision, (newest.job_id, number))
-        if found is None:
-            raise NotFound(what=f"revision of job {newest.job_id}", value=number)
-        return found
+        return number
 
 
 def add_revision(

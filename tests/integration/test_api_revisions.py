@@ -177,6 +177,25 @@ def test_a_refinement_changes_the_tag_and_loses_no_edit(api: Api, job_id: UUID) 
     assert texts(api, job_id)[:2] == ["hello there folks", "bye"]
 
 
+def test_the_end_of_a_refinement_shows_though_it_had_nothing_to_complete(
+    api: Api, job_id: UUID
+) -> None:
+    edit(api, job_id, {"op": "delete", "segment": 2})
+    unsettled = api.ask("GET", f"jobs/{job_id}/transcript").headers["ETag"]
+    do_step(api.steps, api.claim())
+    headers = {"If-None-Match": unsettled}
+    settled = api.ask("GET", f"jobs/{job_id}/transcript", headers=headers)
+    assert (settled.headers["ETag"], settled.json()["refinement"]) == ('"2-0"', "done")
+    edit(api, job_id, replace(0, "bye"), on=unsettled)
+
+
+def test_a_note_is_as_long_as_it_says(api: Api, job_id: UUID) -> None:
+    made = api.ask("POST", f"jobs/{job_id}/revisions/1/restore", json={"note": "n" * 1_000})
+    assert made.json()["note"] == "n" * 1_000
+    for wrong in ({"note": "n" * 1_001}, {"nota": "n"}):
+        api.ask("POST", f"jobs/{job_id}/revisions/1/restore", 422, json=wrong)
+
+
 def test_changed_text_has_no_label_until_it_is_moderated_anew(api: Api, job_id: UUID) -> None:
     labels = [CLEAN, offensive(0, 4), CLEAN]
     with api.database.transaction() as session:
@@ -256,6 +275,10 @@ def test_revisions_come_by_the_page(api: Api, job_id: UUID) -> None:
         ),
         ([{"op": "replace", "segment": 0, "speaker": "SPEAKER_07"}], "edits[0].speaker"),
         ([{"op": "insert", "start": 1, "end": 2.5, "text": "x"}], "edits[0].start"),
+        ([{"op": "replace", "segment": 0, "end": 1e308}], "edits[0].end"),
+        ([{"op": "replace", "segment": 0, "end": "soon"}], "edits[0].end"),
+        ([{"op": "delete", "segment": -1}], "edits[0].segment"),
+        ([{"op": "delete", "segment": 10**30}], "edits[0].segment"),
         ([], "edits"),
     ],
 )

@@ -12,8 +12,8 @@ from api.http.bodies import while_connected
 from api.jobs.feeds import JobFeed
 from api.jobs.uploads import IGNORED
 from common.db.snapshots import Snapshot
-from common.domain.job import JobStatus
-from common.errors import Conflict, JobStillRunning, NotFound, NotReady
+from common.domain.job import no_text
+from common.errors import JobStillRunning, NotFound, NotReady
 
 JOB_ID = "X-Job-Id"
 """The header that names the job of a response."""
@@ -73,13 +73,5 @@ def check_ready(snapshot: Snapshot) -> None:
         Conflict: it failed or was cancelled.
         NotReady: it has not ended.
     """
-    if snapshot.has_text:
-        return
-    if snapshot.source_id is not None:
-        reason = f"The job changes the transcript of {snapshot.source_id}, and has none of its own"
-        raise Conflict(reason=reason)
-    if snapshot.status is JobStatus.FAILED:
-        raise Conflict(reason=f"The job failed: {snapshot.error_message}")
-    if snapshot.status is JobStatus.CANCELLED:
-        raise Conflict(reason="The job was cancelled")
-    raise NotReady(status_now=snapshot.status.value)
+    if not snapshot.has_text:
+        raise no_text(snapshot.status, snapshot.source_id, snapshot.error_message)

@@ -21,11 +21,11 @@ from common.db.steps import running_steps
 from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
 from common.db.transcriptions import ChunkResult, NewRecording, newest_revision, select_chunks
 from common.db.usage import NO_QUOTA, Quota, charge, check_quota
-from common.domain.job import JobStatus, Priority, is_at_rest, is_final
+from common.domain.job import WITH_TEXT, JobStatus, Priority, is_final, no_text
 from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
 from common.domain.tracks import check_channels
-from common.errors import Conflict, IdempotencyConflict, NotFound, NotReady
+from common.errors import Conflict, IdempotencyConflict, NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,8 @@ class Jobs:
         """A job with a transcript that others may work on, with its transcription.
 
         Raises:
-            NotReady: it has none, or a retry is about to change it.
+            NotReady: it has none yet, or a retry is about to change it.
+            Conflict: it never will have one.
         """
         with self._database.transaction() as session:
             return self._source(session, job_id)
@@ -156,8 +157,7 @@ class Jobs:
         """Commit a job that works on the transcript of another one, its ``source_id``.
 
         Raises:
-            NotReady: as `source`.
-            Conflict: such a job is under way already.
+            NotReady, Conflict: as `source`; or such a job is under way already.
             TooManyJobs, TooMuchAudio: it exceeds the quota of the API key.
         """
         assert job.source_id is not None  # noqa: S101 - what this method is for
@@ -262,7 +262,7 @@ class Jobs:
             return session.get_one(Recording, recording_id)
 
     def cancel(self, job_id: UUID) -> list[tuple[str, str]]:
-        """Cancel the job; returns (worker, RQ job) of each running step.
+        """Cancel the job; returns (worker, RQ job) of each step that ran until now.
 
         Raises:
             Conflict: it has ended already, other than by cancellation.
@@ -271,7 +271,8 @@ class Jobs:
             job = self._locked(session, job_id)  # so no step can be claimed before the end
             running = running_steps(session, job_id)
             if end_job(session, job_id, JobStatus.CANCELLED):
-                return running
+                kept = running_steps(session, job_id)  # they follow a change of the job's result
+                return [step for step in running if step not in kept]
             if job.status != JobStatus.CANCELLED:
                 raise Conflict(reason=f"The job is {job.status} and cannot be cancelled")
             return []
@@ -358,8 +359,9 @@ class Jobs:
         if job is None:
             raise NotFound(what="job", value=job_id)
         revision = newest_revision(job_id).with_only_columns(TranscriptRevision.revision)
-        if not is_at_rest(JobStatus(job.status)) or session.scalar(revision) is None:
-            raise NotReady(status_now=job.status)
+        status = JobStatus(job.status)
+        if status not in WITH_TEXT or session.scalar(revision) is None:
+            raise no_text(status, job.source_id, job.error_message)
         return job
 
     def _insert(

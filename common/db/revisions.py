@@ -17,11 +17,11 @@ from common.db.tables import Job, Step, TranscriptRevision
 from common.db.transcriptions import newest_revision, store_revision, transcript_in
 from common.domain.differences import difference
 from common.domain.glossary import replacements
-from common.domain.job import JobStatus, StepStatus, is_at_rest
+from common.domain.job import WITH_TEXT, JobStatus, StepStatus, no_text
 from common.domain.pipeline import StepKind
 from common.domain.speakers import marked_overlaps
 from common.domain.transcript import Origin, Transcript, segments_to_json
-from common.errors import NoSpeakers, NotFound, NotReady, StaleRevision
+from common.errors import NoSpeakers, NotFound, StaleRevision
 
 Change = Callable[[Transcript], tuple[Transcript, list[Any]]]
 """Makes the next transcript of the newest one, and says what it changed."""
@@ -50,8 +50,8 @@ class Revision:
 class Revisions:
     """The revisions of one tenant's transcripts.
 
-    All methods raise `NotFound` if the tenant has no such job, and `NotReady` if it has no
-    transcript yet.
+    All methods raise `NotFound` if the tenant has no such job, `NotReady` if it has no transcript
+    yet, and `Conflict` if it never will.
     """
 
     def __init__(self, database: Database, tenant: str) -> None:
@@ -183,8 +183,9 @@ class Revisions:
         """The number of the newest revision; its text, which may be long, is not read."""
         newest = newest_revision(job.id).with_only_columns(TranscriptRevision.revision)
         number = session.scalar(newest)
-        if number is None:
-            raise NotReady(status_now=job.status)
+        status = JobStatus(job.status)
+        if number is None or status is JobStatus.CANCELLED:
+            raise no_text(status, job.source_id, job.error_message)
         return number
 
 
@@ -203,8 +204,9 @@ def add_revision(
     ``rerun``: what the new text of a span depends on, for the manifest.
     """
     newest = session.scalar(newest_revision(job.id))
-    if newest is None or not is_at_rest(JobStatus(job.status)):
-        raise NotReady(status_now=job.status)
+    status = JobStatus(job.status)
+    if newest is None or status not in WITH_TEXT:
+        raise no_text(status, job.source_id, job.error_message)
     if based_on is not None and newest.revision != based_on:
         raise StaleRevision(newest=newest.revision, value=based_on)
     transcript, changes = change(transcript_in(newest))

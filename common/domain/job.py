@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from uuid import UUID
 
+from common.errors import Conflict, NotReady, StenoError
+
 
 class JobStatus(StrEnum):
     """The status of a job, as clients see it."""
@@ -69,6 +71,10 @@ JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 
+WITH_TEXT = (JobStatus.REVIEW, JobStatus.COMPLETED)
+"""In these a job has its text, and people may change it."""
+
+
 def is_final(status: JobStatus) -> bool:
     """Whether a job stays in this status unless a client retries it."""
     return JOB_TRANSITIONS[status] <= {JobStatus.PENDING}
@@ -77,6 +83,21 @@ def is_final(status: JobStatus) -> bool:
 def is_at_rest(status: JobStatus) -> bool:
     """Whether nothing changes a job's result by itself: it has ended, or waits for a person."""
     return is_final(status) or status is JobStatus.REVIEW
+
+
+def no_text(status: JobStatus, source_id: UUID | None, failure: str | None) -> StenoError:
+    """Why a job has no text, or none that can be changed now.
+
+    ``source_id`` is the job whose transcript it works on; ``failure`` is the message of its error.
+    """
+    if source_id is not None:
+        reason = f"The job changes the transcript of {source_id}, and has none of its own"
+        return Conflict(reason=reason)
+    if status is JobStatus.FAILED:
+        return Conflict(reason=f"The job failed: {failure}")
+    if status is JobStatus.CANCELLED:
+        return Conflict(reason="The job was cancelled")
+    return NotReady(status_now=status.value)
 
 
 STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {

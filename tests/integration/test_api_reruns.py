@@ -117,7 +117,8 @@ def test_only_a_transcript_of_ones_own_is_changed(api: Api, job_id: UUID) -> Non
     for unknown in (api.submit(tenant="another"), uuid4()):
         rerun(api, unknown, 404)
     nested = rerun(api, job_id)["job_id"]
-    rerun(api, nested, 409)
+    for refused in (rerun(api, nested, 409), api.get(f"jobs/{nested}/transcript", 409)):
+        assert (refused["code"], str(job_id) in refused["detail"]) == ("conflict", True)
 
 
 def test_without_speech_the_transcript_stays_and_the_rerun_says_why(api: Api, job_id: UUID) -> None:

@@ -173,3 +173,26 @@ def test_without_moderation_the_files_follow_and_the_step_fails(
     assert revisions.get(job_id).refining is StepStatus.DONE
     with pytest.raises(Conflict):
         jobs.retry(job_id)
+
+
+def test_a_cancelled_retry_stops_its_steps_and_not_the_refinement(
+    database: Database, steps: Steps, revisions: Revisions
+) -> None:
+    job_id = submit_job(database, options=OPTIONS)
+    while (claim := claim_next(steps)).kind != StepKind.MERGE:
+        if claim.kind == StepKind.MODERATE:
+            steps.fail(claim.step_id, claim.attempt, ModerationOff())
+        else:
+            do_step(steps, claim, 1)
+    finish_merge(steps, claim, segments=SAID, diarization=DIARIZATION)
+    say(revisions, job_id, "hello you")
+    refinement = refining(steps)
+    jobs = Jobs(database, TENANT)
+    jobs.retry(job_id)
+    moderation = claim_next(steps, "worker-2")
+
+    assert [worker for worker, _ in jobs.cancel(job_id)] == ["worker-2"]
+
+    steps.check(refinement)
+    with pytest.raises(StaleClaim):
+        steps.check(moderation)

@@ -25,6 +25,7 @@ from common.db.jobs import Jobs
 from common.db.keys import Tenants
 from common.db.monitoring import observe_service
 from common.db.retention import Retention
+from common.db.revisions import Author, Revisions
 from common.db.steps import Claim, StaleClaim, Steps
 from common.db.tables import Job, Step, Tenant, WebhookDelivery
 from common.db.usage import Quota
@@ -290,6 +291,22 @@ def test_metrics_say_how_many_wait_and_for_how_long(database: Database, steps: S
     waiting_since(database, second, 60)
     found = observe_service(database).jobs[JobStatus.REVIEW]
     assert (found.count, int(found.oldest_s // 60)) == (2, 10)
+
+
+def test_the_text_of_a_cancelled_one_is_neither_given_out_nor_changed(
+    database: Database, steps: Steps, jobs: Jobs
+) -> None:
+    job_id = in_review(database, steps)
+    jobs.cancel(job_id)
+    revisions = Revisions(database, TENANT)
+    for refused in (
+        partial(revisions.get, job_id),
+        partial(revisions.page, job_id, limit=1, before=None),
+        partial(revisions.restore, job_id, 1, author=Author()),
+        partial(jobs.source, job_id),
+    ):
+        with pytest.raises(Conflict, match="cancelled"):
+            refused()
 
 
 def test_it_can_be_cancelled_and_deleted(database: Database, steps: Steps, jobs: Jobs) -> None:

@@ -103,6 +103,7 @@ async def rerun(
         diarize=None,
         identify=False,
         review=False,
+        detect_in=None,
         span=span,
     )
     job = replace(

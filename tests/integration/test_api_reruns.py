@@ -111,6 +111,15 @@ def test_whisper_gets_no_longer_windows_than_it_takes(api: Api) -> None:
         assert Options.from_json(stored.options).cutting == Cutting(window_ms=30_000)
 
 
+def test_of_a_job_that_detects_a_language_a_span_is_transcribed(api: Api) -> None:
+    job_id = api.submit(options=Options(detect_in=Span(0, 5_000)))
+    api.complete(1)
+    made = rerun(api, job_id)
+    with api.database.transaction() as session:
+        stored = session.get_one(Job, UUID(made["job_id"]))
+        assert Options.from_json(stored.options).detect_in is None
+
+
 def test_only_a_transcript_of_ones_own_is_changed(api: Api, job_id: UUID) -> None:
     unfinished = api.submit()
     assert rerun(api, unfinished, 409)["code"] == "not_ready"

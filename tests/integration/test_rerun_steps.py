@@ -15,11 +15,12 @@ from common.db.database import Database
 from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.steps import StaleClaim, Steps
-from common.db.tables import Job
+from common.db.tables import Job, Transcription
 from common.domain.chunks import windows_from_json
 from common.domain.pipeline import RERUN, StepKind
 from common.domain.request import Cutting, Options
 from common.domain.values import Chunk, Span
+from common.errors import NoSpeech
 from tests.support.audio_files import KINDS, damage, write
 from tests.support.factories import (
     TENANT,
@@ -37,6 +38,7 @@ from worker.context import Context
 from worker.steps import plan, splice
 
 SPAN = Span(30_000, 36_000)
+FIXED = Cutting("fixed")
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def steps(database: Database) -> Steps:
     return make_steps(database)
 
 
-def rerun(database: Database, source_id: UUID) -> UUID:
-    options = Options(span=SPAN, cutting=Cutting("fixed"))
+def rerun(database: Database, source_id: UUID, span: Span = SPAN, cutting: Cutting = FIXED) -> UUID:
+    options = Options(span=span, cutting=cutting)
     job = new_job(kind=RERUN.kind, source_id=source_id, options=options)
     return Jobs(database, TENANT).create_from_source(job).job_id
 
@@ -76,6 +78,22 @@ def test_a_damaged_recording_is_read_at_the_times_of_its_first_transcription(
     audio = Chunk(part.index, windows_from_json(part.data)).audio
     found = np.frombuffer(context.storage.read_chunk(rerun_id, 0), "<i2")
     assert np.array_equal(found, samples[audio.start_ms * 16 : audio.end_ms * 16])
+
+
+def test_no_more_audio_is_charged_than_is_transcribed_again(
+    context: Context, database: Database, steps: Steps
+) -> None:
+    recording = new_recording(45_000)
+    write(context.storage.incoming(recording.id), np.zeros(45 * 16_000, np.int16), KINDS["wav"])
+    source = new_job()
+    Jobs(database, TENANT).submit(recording, source)
+    context.storage.keep(recording.id)
+    do_all(steps)
+    rerun_id = rerun(database, source.id, Span(2_000, 8_000), Cutting())
+    with pytest.raises(NoSpeech):
+        plan.run(context, claim_next(steps))
+    with database.transaction() as session:
+        assert session.get_one(Transcription, rerun_id).charged_ms == 6_000
 
 
 def waiting_for_locks(database: Database) -> int:

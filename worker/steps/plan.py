@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -36,7 +37,7 @@ from common.domain.pipeline import pipeline_of
 from common.domain.request import Options
 from common.domain.results import seconds
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
-from common.domain.values import MAX_WINDOW_MS
+from common.domain.values import MAX_WINDOW_MS, Span
 from common.errors import (
     DecodeFailed,
     ModelFetchFailed,
@@ -170,14 +171,14 @@ class _Planning:
             self._start(self._job.language, replan=replan)
         channels = self._separation.channels
         planner = Planner(plan_options(self._cutting), self._context.voice_network, channels)
-        first_ms = 0 if self._span is None else self._span.start_ms
-        start_ms = 0 if self._is_damaged() else first_ms
+        span = self._span or Span(0, sys.maxsize)
+        start_ms = 0 if self._is_damaged() else span.start_ms
         with open_recording(self._context, self._recording) as recording:
             decoder = ChannelDecoder if channels else MonoDecoder
             decoding = decoder(recording, track=self._track, start_ms=start_ms)
             part = self._detect_in or self._span
             for block in decoding if part is None else part_of(decoding, part):
-                decoded_ms = decoding.duration_ms - first_ms
+                decoded_ms = min(decoding.duration_ms, span.end_ms) - span.start_ms
                 check_length(decoded_ms, self._context.settings.upload.max_audio_hours)
                 if not self._charged_ms or decoded_ms >= self._charged_ms + CHARGED_MS:
                     self._charge(decoded_ms)

@@ -13,7 +13,9 @@ from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.revisions import Author, Revisions
 from common.db.steps import Claim, StaleClaim, Steps
+from common.domain.formats import write
 from common.domain.job import JobStatus, StepStatus
+from common.domain.masking import masked
 from common.domain.moderation import Label
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
@@ -104,6 +106,17 @@ def test_a_new_revision_is_moderated_and_its_files_are_written(
     assert file(tmp_path, job_id, "txt") == f"{A}: f*** off\n{A}: good bye\n"
     models = json.loads(file(tmp_path, job_id, "json"))["manifest"]["moderation"]
     assert [it["model"] == BY.model for it in models] == [True, False]
+
+
+def test_the_files_have_what_is_stored(
+    context: Context, steps: Steps, revisions: Revisions, job_id: UUID, tmp_path: Path
+) -> None:
+    say(revisions, job_id, "fuck off")
+    refine.run(context, refining(steps))
+
+    found = revisions.get(job_id)
+    stored = write("json", masked(found.transcript), manifest=found.row.manifest)
+    assert file(tmp_path, job_id, "json") == stored
 
 
 def test_the_machines_revision_stays_as_it_was(

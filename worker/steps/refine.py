@@ -48,7 +48,15 @@ def run(context: Context, claim: Claim) -> Claim | None:
             failure = error
     manifest = _manifest(revision.manifest, complete)
     with_retries(context.steps.write, claim, refined(complete, manifest))
-    write_files(context, claim, complete, warnings=claim.job.warnings, manifest=manifest)
+    # Scores and probabilities are rounded now: the files have what downloads have.
+    stored = with_retries(context.transcriptions.newest, claim.job_id)
+    write_files(
+        context,
+        claim,
+        transcript_in(stored),
+        warnings=claim.job.warnings,
+        manifest=stored.manifest,
+    )
     if failure is not None:
         raise failure
     return context.finish(claim)

@@ -703,6 +703,8 @@ class _Bench(click.Command):
                 from scripts.bench.stream import stream as command
             case ["speakers"]:
                 from scripts.bench.speakers import speakers as command
+            case ["revisions"]:
+                from scripts.bench.revisions import revisions as command
             case ["search"]:
                 from scripts.bench.search import search as command
             case _:
@@ -733,7 +735,8 @@ def bench(
     reference) a set of short clips; with NAME.transcript.json beside NAME.mp3 a long recording.
 
     `steno bench stream FOLDER` measures live streams, `steno bench speakers FOLDER` diarization,
-    `steno bench search` the search over texts (folders of these names are ./stream and so on).
+    `steno bench revisions FOLDER` edits and reruns, `steno bench search` the search over texts
+    (folders of these names are ./stream and so on).
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
     require_scorers()

@@ -8,7 +8,7 @@ import ipaddress
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from http import HTTPStatus
@@ -170,6 +170,48 @@ class Gateway:
 
     def approve(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/jobs/{job_id}/approve")
+
+    def transcript(self, job_id: str) -> tuple[dict[str, Any], str]:
+        """The newest revision of a job's transcript, with all its words, and its ETag."""
+        answer = self._send("GET", f"/jobs/{job_id}/transcript")
+        return answer.json(), answer.headers["ETag"]
+
+    def edit(
+        self, job_id: str, edits: Sequence[Mapping[str, Any]], tag: str, note: str | None = None
+    ) -> dict[str, Any]:
+        """Edit the revision that has this ETag; returns the new one, without its text."""
+        body = {"edits": list(edits), "note": note}
+        headers = {"If-Match": tag}
+        return self._json("PATCH", f"/jobs/{job_id}/transcript", json=body, headers=headers)
+
+    def revisions(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """All revisions of a job's transcript, newest first, without their texts."""
+        cursor: dict[str, str] = {}
+        while True:
+            page = self._json("GET", f"/jobs/{job_id}/revisions", params=cursor)
+            yield from page["revisions"]
+            if page["next_cursor"] is None:
+                return
+            cursor = {"cursor": page["next_cursor"]}
+
+    def difference(self, job_id: str, old: int, new: int) -> list[dict[str, Any]]:
+        """What to change in one revision to get another."""
+        params = {"old": old, "new": new}
+        found = self._json("GET", f"/jobs/{job_id}/revisions/difference", params=params)
+        changes: list[dict[str, Any]] = found["changes"]
+        return changes
+
+    def restore(
+        self, job_id: str, revision: int, tag: str, note: str | None = None
+    ) -> dict[str, Any]:
+        """Restore an earlier revision, as an edit of the one that has this ETag."""
+        path, headers = f"/jobs/{job_id}/revisions/{revision}/restore", {"If-Match": tag}
+        return self._json("POST", path, json={"note": note}, headers=headers)
+
+    def rerun(self, job_id: str, start_s: float, end_s: float, **wanted: Any) -> dict[str, Any]:
+        """Transcribe a span again; returns the status of the job that does it."""
+        body = {"start": start_s, "end": end_s, **wanted}
+        return self._json("POST", f"/jobs/{job_id}/rerun", json=body)
 
     def delete(self, job_id: str) -> None:
         self._send("DELETE", f"/jobs/{job_id}")

@@ -21,6 +21,7 @@ from scripts.bench.bench import OURS, PARTS, Bench, Size
 from scripts.bench.corpus import read_corpus
 from scripts.bench.direct import Way
 from scripts.bench.report import BenchPart
+from scripts.bench.revisions import RevisionsBench, RevisionsSize
 from scripts.bench.search import PAGE, SearchBench, Words, fill
 from scripts.bench.search import QUICK as QUICK_SEARCH
 from scripts.bench.speakers import PARTS as SPEAKER_PARTS
@@ -220,6 +221,32 @@ def test_every_part_of_diarization_is_measured(
     assert job is not None
     assert list(job.rows) == ["without", "with speakers"]
     json.dumps([part.document() for part in found])
+
+
+def test_edits_and_reruns_of_a_transcript_are_measured(weights_dir: Path, tmp_path: Path) -> None:
+    recording = read_corpus(write_folder(tmp_path / "speech", TALK, {"en": [CLIP]})).recording
+    assert recording is not None
+    (tmp_path / "bench").mkdir()
+    bench = RevisionsBench(
+        recording,
+        Settings(asr=AsrSettings(models_dir=weights_dir)),
+        tmp_path / "bench",
+        cores=1,
+        size=RevisionsSize(refined=2, edits=2, reads=1, reruns=1),
+        progress=lambda _: None,
+    )
+
+    parts = {part.name: part for part in bench.run()}
+
+    assert list(parts) == ["edits", "rerun", "size"]
+    figures = {figure.name: figure.value for part in parts.values() for figure in part.figures}
+    assert all(value >= 0 for value in figures.values())
+    assert figures["words written as they are said"] == 5
+    assert figures["of them not aligned"] == 0
+    steps = parts["rerun"].comparison
+    assert steps is not None
+    assert {name.split()[0] for name in steps.rows} == {"plan", "transcribe", "moderate", "splice"}
+    json.dumps([part.document() for part in parts.values()])
 
 
 def test_every_part_of_the_search_is_measured(database_url: str) -> None:

@@ -13,6 +13,8 @@ import pytest
 from common.domain.job import JOB_TRANSITIONS, STEP_TRANSITIONS
 from common.settings import ROOT
 from scripts.bench.bench import bench
+from scripts.bench.revisions import revisions
+from scripts.bench.search import search
 from scripts.bench.speakers import speakers
 from scripts.bench.stream import stream
 from scripts.cli.cli import steno
@@ -130,9 +132,17 @@ def parse(command: list[str], *, in_full: bool) -> None:
         assert program in {"cd", "curl", "[", *OTHER_PROGRAMS}, f"what is {program}?"
 
 
+BENCHES: dict[str, click.Command] = {
+    "revisions": revisions,
+    "search": search,
+    "speakers": speakers,
+    "stream": stream,
+}
+
+
 def parse_click(command: click.Command, arguments: list[str], *, in_full: bool) -> None:
-    if command is bench and arguments[:1] in (["stream"], ["speakers"]):
-        command, arguments = {"stream": stream, "speakers": speakers}[arguments[0]], arguments[1:]
+    if command is bench and arguments and arguments[0] in BENCHES:
+        command, arguments = BENCHES[arguments[0]], arguments[1:]
     context = click.Context(command, info_name=command.name)
     given, rest, _ = command.make_parser(context).parse_args(list(arguments))
     if isinstance(command, click.Group) and rest:

@@ -29,6 +29,7 @@ from sqlalchemy import (
     select,
     text,
     union_all,
+    update,
 )
 from sqlalchemy.dialects.postgresql import TSQUERY, TSVECTOR
 from sqlalchemy.orm import Session
@@ -401,8 +402,30 @@ def _index(
 ) -> None:
     # In this order: `index_next` holds a lock on the first.
     session.execute(delete(Unindexed).where(Unindexed.source_id == source.id))
-    session.execute(delete(StoredPassage).where(StoredPassage.source_id == source.id))
     passages = list(passages_of(transcript))
+    of_source = StoredPassage.source_id == source.id
+    stored = session.execute(
+        select(StoredPassage.id, StoredPassage.segments, StoredPassage.shared)
+        .where(of_source)
+        .order_by(StoredPassage.id)
+    ).all()
+    # An edit changes few passages of a long text, and an index of words takes long to write.
+    if len(stored) == len(passages):
+        for old, passage in zip(stored, passages, strict=True):
+            if (old.segments, old.shared) != (passage.to_json(), passage.shared):
+                lexemes = stored_lexemes(source.tenant, kind, old.id, passage)
+                session.execute(
+                    update(StoredPassage)
+                    .where(StoredPassage.id == old.id)
+                    .values(
+                        segments=passage.to_json(),
+                        shared=passage.shared,
+                        lexemes=cast(lexemes, TSVECTOR),
+                    )
+                    .execution_options(synchronize_session=False)
+                )
+        return
+    session.execute(delete(StoredPassage).where(of_source))
     if not passages:
         return
     session.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,6 +24,7 @@ from common.db.transcriptions import refined
 from common.domain.request import Options
 from common.domain.searching import Wanted
 from common.domain.speakers import Diarization, Turn
+from common.domain.transcript import Origin, Transcript
 from common.domain.values import Span
 from common.redis.events import Events
 from common.redis.queue import connect
@@ -154,6 +156,37 @@ def test_a_new_revision_replaces_what_is_found(database: Database) -> None:
     assert (before.found.segment.speaker, hit.found.segment.speaker) == ("SPEAKER_00", "Lan Trần")
     assert search(database, "khách sạn", SearchFilter(speaker="lan tran")).hits == [hit]
     assert search(database, "khách sạn", SearchFilter(speaker="speaker_00")).hits == []
+
+
+def test_an_edit_replaces_the_passages_that_it_changes_and_no_others(database: Database) -> None:
+    texts = [f"word{at}" for at in range(40)]  # more than a minute: several passages
+    job_id = transcribe(database, *texts)
+
+    def stored() -> dict[int, Any]:
+        with database.transaction() as session:
+            rows = session.execute(select(StoredPassage.id, StoredPassage.segments))
+            return {row.id: row.segments for row in rows}
+
+    def say(text: str) -> None:
+        def change(transcript: Transcript) -> tuple[Transcript, list[Any]]:
+            last = replace(transcript.segments[-1], text=text)
+            return replace(transcript, segments=(*transcript.segments[:-1], last)), []
+
+        Revisions(database, TENANT).change(job_id, change, origin=Origin.EDIT, author=Author())
+
+    before = stored()
+    say("quite another")
+    after = stored()
+    assert len(before) > 2
+    assert list(before) == list(after)
+    assert [at for at in before if before[at] != after[at]] == [max(before)]
+    assert len(search(database, "quite another").hits) == 1
+    assert search(database, "word39").hits == []
+    assert len(search(database, "word3").hits) == 1
+    say(" ".join(f"longer{at}" for at in range(1_000)))  # other passages than before
+    assert len(stored()) > len(before)
+    assert search(database, "quite another").hits == []
+    assert len(search(database, "longer999").hits) == 1
 
 
 def test_masked_texts_are_found_as_they_are_shown(database: Database) -> None:

@@ -385,7 +385,7 @@ def chaos(
                 for order in orders(asked, clips, talks)
             ]
             for fault in faults(asked):
-                _sleep_until(started + fault.at_s)
+                sleep_until(started + fault.at_s)
                 work.append(injectors.submit(injector.inject, fault))
         for done in work:
             if (error := done.exception()) is not None:
@@ -400,12 +400,13 @@ def chaos(
     return run
 
 
-def _sleep_until(instant: float) -> None:
+def sleep_until(instant: float) -> None:
+    """Sleep until an instant on the monotonic clock."""
     time.sleep(max(0.0, instant - time.monotonic()))
 
 
 def _at(instant: float, call: Callable[..., object], *args: object) -> object:
-    _sleep_until(instant)
+    sleep_until(instant)
     return call(*args)
 
 
@@ -415,9 +416,9 @@ def _at(instant: float, call: Callable[..., object], *args: object) -> object:
 def report(run: ChaosRun) -> Iterator[str]:
     """What happened, line by line."""
     finding = run.finding
-    yield from _table("fault", run.faults)
+    yield from table("fault", run.faults)
     yield ""
-    yield from _table(
+    yield from table(
         "jobs",
         {
             "accepted before the faults": run.undisturbed,
@@ -428,7 +429,7 @@ def report(run: ChaosRun) -> Iterator[str]:
         },
     )
     yield ""
-    yield from _table(
+    yield from table(
         "work",
         {
             "steps": finding.steps,
@@ -448,7 +449,8 @@ def report(run: ChaosRun) -> Iterator[str]:
     yield f"{len(finding.violations)} promise(s) broken" if finding.violations else "All kept."
 
 
-def _table(title: str, rows: Mapping[str, int] | Mapping[FaultKind, int]) -> Iterator[str]:
+def table(title: str, rows: Mapping[str, int] | Mapping[FaultKind, int]) -> Iterator[str]:
+    """Counts by name, line by line."""
     yield title
     for name, count in rows.items():
         yield f"  {name:<40} {count:>6}"

@@ -7,7 +7,7 @@ import os
 import click
 import pytest
 
-from tests.system import cancel, cases, chaos, load, rows, webhooks
+from tests.system import cancel, cases, chaos, load, revising, rows, webhooks
 from tests.system.containers import proofs as containers
 
 PROOFS: dict[str, click.Command] = {
@@ -16,6 +16,7 @@ PROOFS: dict[str, click.Command] = {
     "chaos": chaos.main,
     "containers": containers.main,
     "load": load.main,
+    "revising": revising.main,
     "rows": rows.main,
     "webhooks": webhooks.main,
 }

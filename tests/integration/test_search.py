@@ -172,8 +172,12 @@ def test_an_edit_replaces_the_passages_that_it_changes_and_no_others(database: D
             last = replace(transcript.segments[-1], text=text)
             return replace(transcript, segments=(*transcript.segments[:-1], last)), []
 
-        Revisions(database, TENANT).change(job_id, change, origin=Origin.EDIT, author=Author())
+        revisions = Revisions(database, TENANT)
+        revisions.change(job_id, change, origin=Origin.EDIT, author=Author())
+        newest = revisions.get(job_id)
+        steps.finish(claim_next(steps), within=refined(newest.transcript, newest.row.manifest))
 
+    steps = make_steps(database)
     before = stored()
     say("quite another")
     after = stored()

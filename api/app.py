@@ -19,6 +19,7 @@ from api.auth.callers import LocalOnly
 from api.auth.exposure import is_loopback
 from api.auth.key_cache import KeyCache
 from api.auth.rate_limits import RateLimiter
+from api.enhance import routes as enhance
 from api.glossaries import routes as glossaries
 from api.http import problems
 from api.http.connections import Connections, throttle_accept_warnings, throttle_request_warnings
@@ -144,6 +145,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (voices, PREFIX),
         (glossaries, PREFIX),
         (search, PREFIX),
+        (enhance, PREFIX),
         (openai, ""),
         (asr, ""),
         (health, ""),

@@ -42,6 +42,12 @@ class Transient(StenoError, code="transient", status=503):
     counts: ClassVar[bool] = True
     """Whether a step's attempt that failed so counts towards MAX_RETRIES; else the step waits."""
 
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds that a server asks to wait for before another attempt; None: it does not say."""
+        asked = self.details.get("retry_after_s")
+        return asked if isinstance(asked, float) else None
+
 
 class BadInput(StenoError, code="bad_input", status=400):
     """The request is invalid"""
@@ -374,12 +380,6 @@ class ContextTooSmall(BadInput, code="context_too_small", status=422):
 class ChatUnavailable(Transient, code="chat_unavailable"):
     """The language model's server {host} is unavailable: {reason}"""
 
-    @property
-    def retry_after_s(self) -> float | None:
-        """Seconds the server asks to wait for; None: it does not say."""
-        asked = self.details.get("retry_after_s")
-        return asked if isinstance(asked, float) else None
-
 
 class ChatRejected(StenoError, code="chat_rejected", status=502):
     """The language model's server {host} rejected the request: {reason}"""
@@ -399,6 +399,10 @@ class AnswerWithheld(StenoError, code="answer_withheld", status=422):
 
 class AnswerRejected(Transient, code="answer_rejected"):
     """The language model's answer is rejected: {reason}"""
+
+
+class EnhancementFailed(StenoError, code="enhancement_failed", status=502):
+    """The language model gave no usable answer to any of {count} request(s). The last: {reason}"""
 
 
 # --- errors of a client of the gateway -----------------------------------------------------

@@ -13,6 +13,7 @@ from loguru import logger
 from redis import Redis
 from redis.exceptions import RedisError
 
+from common.db.enhancements import Enhancing
 from common.db.flow import NewPart
 from common.db.retention import Retention
 from common.db.steps import Claim, StaleClaim, Steps, Within
@@ -32,11 +33,14 @@ from worker.moderation import WarmModeration
 
 if TYPE_CHECKING:
     from common.audio.silero import SileroNetwork
+    from common.llm.chat import Chat
     from common.net.egress import Egress
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MOST_CHATS = 16
+"""Clients name models as they like."""
 OUTAGE_TIMEOUT_S = 600.0
 """How long a step waits for Postgres or the storage before it fails."""
 
@@ -73,6 +77,28 @@ class Context:
         from common.net.egress import Egress
 
         return Egress(self.settings.egress.allow)
+
+    @cached_property
+    def enhancing(self) -> Enhancing:
+        return Enhancing(self.retention.database)
+
+    @cached_property
+    def _chats(self) -> dict[str, Chat]:
+        return {}
+
+    def chat(self, model: str) -> Chat:
+        """A model of the language models' server; what the server accepts is found out once.
+
+        Raises:
+            EnhancementOff: the settings name no server.
+        """
+        from common.llm.openai_chat import open_chat
+
+        if model not in self._chats:
+            if len(self._chats) >= MOST_CHATS:
+                self._chats.clear()
+            self._chats[model] = open_chat(self.settings, model=model)
+        return self._chats[model]
 
     def voices(self, tenant: str) -> Voices:
         return Voices(self.retention.database, tenant, self.voice_cipher)

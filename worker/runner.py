@@ -37,6 +37,11 @@ STEPS: dict[str, dict[str, str]] = {
         StepKind.MODERATE: "worker.steps.moderate",
         StepKind.SPLICE: "worker.steps.splice",
     },
+    "enhancement": {
+        StepKind.DIVIDE: "worker.steps.divide",
+        StepKind.ASK: "worker.steps.ask",
+        StepKind.COMBINE: "worker.steps.combine",
+    },
 }
 """The module of each kind of step, by kind of job (see `StepModule`). It is imported when a step of
 that kind first runs."""

@@ -11,6 +11,7 @@ from fastapi import Request
 
 from api.auth.callers import Caller
 from api.http.problems import validated
+from api.jobs.enhancing import enhancements_of
 from api.jobs.schemas import UploadOptions
 from api.processes.moderator import NEEDED as MODERATION
 from api.services import Services
@@ -178,6 +179,7 @@ class Resolver:
             limit = f"at most {MAX_WINDOW_MS // 1000} for Whisper"
             raise OutOfRange(field="chunk_duration", limit=limit, value=options.chunk_duration)
         glossaries = _usable(glossaries, options, languages)
+        terms = tuple(entry.word for each in glossaries for entry in each.entries)
         decoding = Decoding(**options.model_dump(include=DECODING))
         words, truncated = hotwords(
             decoding.hotwords,
@@ -206,6 +208,7 @@ class Resolver:
                 review=options.review,
                 glossaries=tuple(glossaries),
                 glossary_truncated=truncated,
+                enhance=enhancements_of(self.settings, options.enhance, terms),
             ),
             webhook_url=options.webhook_url,
             client=ClientData(options.recording_id, options.metadata),

@@ -184,7 +184,7 @@ async def cancel(job_id: UUID, services: ServicesDep, caller: Transcriber) -> St
 
     A job that had its text when it was retried keeps it, and is COMPLETED or in REVIEW as before.
     """
-    return await services.in_thread(_cancel, services, services.jobs(caller.tenant), job_id)
+    return await services.in_thread(cancel_job, services, services.jobs(caller.tenant), job_id)
 
 
 @router.post("/jobs/{job_id}/retry", summary="Retry a failed job", responses=documented(404, 409))
@@ -194,7 +194,7 @@ async def retry(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Sta
     The job is FAILED, or COMPLETED or in REVIEW with a warning that a step failed
     (`moderation_failed`, `diarization_failed`); the latter keeps its text meanwhile.
     """
-    return await services.in_thread(_retry, services, caller, job_id)
+    return await services.in_thread(retry_job, services, caller, job_id)
 
 
 @router.post(
@@ -220,7 +220,7 @@ async def delete(job_id: UUID, services: ServicesDep, caller: Transcriber) -> No
     A receipt remains. Deleting it again is a 204. Webhook messages about it that are not delivered
     yet are still sent.
     """
-    await services.in_thread(_delete, services, caller, job_id)
+    await services.in_thread(delete_job, services, caller, job_id)
 
 
 @router.get("/deletions", summary="List receipts of deletions")
@@ -272,7 +272,8 @@ def _create(request: Request, services: Services, caller: Caller, job: NewJob) -
     )
 
 
-def _retry(services: Services, caller: Caller, job_id: UUID) -> Status:
+def retry_job(services: Services, caller: Caller, job_id: UUID) -> Status:
+    """Retry a job, and have the dispatcher look for its steps; see `Jobs.retry`."""
     jobs = services.jobs(caller.tenant)
     jobs.retry(job_id, caller.quota)
     logger.info("job {job_id} is retried", job_id=job_id)
@@ -285,11 +286,13 @@ def _approve(services: Services, caller: Caller, job_id: UUID) -> Status:
     jobs = services.jobs(caller.tenant)
     jobs.approve(job_id, caller.key_id)
     logger.info("job {job_id} was approved by key {key}", job_id=job_id, key=caller.key_id)
+    services.events.work_to_do()  # other jobs may follow it
     services.events.job_changed(job_id)
     return Status.model_validate(jobs.snapshot(job_id))
 
 
-def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
+def delete_job(services: Services, caller: Caller, job_id: UUID) -> None:
+    """Delete a job and its files, and stop its steps; see `Deletions.delete`."""
     deleted = Deletions(services.database, caller.tenant).delete(job_id)
     if deleted is None:
         return
@@ -301,7 +304,8 @@ def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
         record_erased(services.database, job_id, files=erased.files, size=erased.bytes)
 
 
-def _cancel(services: Services, jobs: Jobs, job_id: UUID) -> Status:
+def cancel_job(services: Services, jobs: Jobs, job_id: UUID) -> Status:
+    """Cancel a job, and stop its steps; see `Jobs.cancel`."""
     services.stop(jobs.cancel(job_id))
     services.events.job_changed(job_id)
     return Status.model_validate(jobs.snapshot(job_id))

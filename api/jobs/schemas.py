@@ -33,6 +33,13 @@ def _is_given(value: object) -> bool:
     return value is not None
 
 
+def _joined(value: object) -> object:
+    """A list of names as JSON has it, as a form sends it."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ",".join(value)
+    return value
+
+
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
@@ -92,6 +99,12 @@ class UploadOptions(RequestDocument):
     review: bool | None = None
     """Whether a person has to approve the text: the job waits in REVIEW, until `POST
     /api/v1/jobs/{job_id}/approve` completes it. By default as the tenant is configured."""
+    enhance: Annotated[str, BeforeValidator(_joined), Field(max_length=200)] | None = Field(
+        None, examples=["summary,chapters"]
+    )
+    """What a language model is to do with the text once the job is COMPLETED, separated by commas:
+    summary, chapters, action_items, minutes, keywords, punctuate, correct. Each is a job of its
+    own: see `enhancements` in the status, and `GET /api/v1/enhanced-ai/{id}`."""
     chunk_strategy: Annotated[Literal["vad", "silence", "fixed"] | None, Word] = None
     """How the recording is cut: by detected speech, by silence, or at fixed times."""
     chunk_duration: Number | None = Field(None, ge=1, le=60)
@@ -157,19 +170,27 @@ class Accepted(BaseModel):
     """Null until a job with the same weights has finished here."""
 
 
+class OwnEnhancement(Document):
+    """An enhancement of a job's text; see `GET /api/v1/enhanced-ai/{enhanced_job_id}`."""
+
+    enhanced_job_id: UUID = Field(validation_alias="job_id")
+    task: str = Field(examples=["summary"])
+    status: JobStatus
+
+
 class Status(Document):
     """A job's status."""
 
     job_id: UUID
     kind: str = Field(examples=["transcription"])
-    """transcription or rerun."""
+    """transcription, rerun or enhancement."""
     source_job_id: UUID | None = Field(validation_alias="source_id")
-    """The job whose transcript this one changes; null: it has one of its own."""
+    """The job whose transcript this one works on; null: it has one of its own."""
     status: JobStatus = Field(examples=["PROCESSING"])
     stage: str = Field(examples=["transcribing"])
     """queued, fetching (from its URL), fetching_model, planning, transcribing, moderating (all is
-    transcribed), diarizing (likewise), merging, splicing (of a rerun), review (a person has to
-    approve the text) or done."""
+    transcribed), diarizing (likewise), merging, splicing (of a rerun), dividing, asking and
+    combining (of an enhancement), review (a person has to approve the text) or done."""
     progress: int = Field(ge=0, le=100, examples=[40])
     chunks_completed: int
     chunks_total: int
@@ -216,3 +237,5 @@ class Status(Document):
     """The index of the transcribed track; null until it is known."""
     reviewed_by: str | None
     """The id of the API key that approved the text; null if none was required, or nobody has."""
+    enhancements: list[OwnEnhancement]
+    """The first 50 of what language models make of its text."""

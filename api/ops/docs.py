@@ -32,6 +32,7 @@ TAGS = [
     {"name": "openai", "description": "For clients of OpenAI's audio API."},
     {"name": "asr", "description": "For clients of whisper-asr-webservice."},
     {"name": "search", "description": "What was said, and when."},
+    {"name": "enhanced-ai", "description": "What a language model makes of transcripts."},
     {"name": "voices", "description": "People who are recognized in later recordings."},
     {"name": "moderation", "description": "Moderate texts."},
     {"name": "models", "description": "The available weights."},

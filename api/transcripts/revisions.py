@@ -44,7 +44,7 @@ IfMatch = Annotated[
     str | SkipJsonSchema[None],
     Header(description="The ETag of the transcript that the change was made on; `*`: any."),
 ]
-_TAGGED: dict[int | str, dict[str, Any]] = {
+TAGGED: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
             "ETag": {
@@ -68,9 +68,7 @@ class Restore(RequestDocument):
     "/transcript",
     summary="Get the transcript, to edit it",
     response_model=EditableTranscript,
-    responses=_TAGGED
-    | {304: {"description": "It is that of If-None-Match"}}
-    | documented(404, 409),
+    responses=TAGGED | {304: {"description": "It is that of If-None-Match"}} | documented(404, 409),
 )
 async def read(
     job_id: UUID,
@@ -88,7 +86,7 @@ async def read(
     "/transcript",
     summary="Edit the transcript",
     response_model=RevisionDocument,
-    responses=_TAGGED | documented(404, 409, 412, 413, 428),
+    responses=TAGGED | documented(404, 409, 412, 413, 428),
 )
 async def edit(
     job_id: UUID,
@@ -112,10 +110,10 @@ async def edit(
 
     def store(revisions: Revisions, author: Author) -> TranscriptRevision:
         return revisions.change(
-            job_id, change, origin=Origin.EDIT, author=author, based_on=_based_on(if_match)
+            job_id, change, origin=Origin.EDIT, author=author, based_on=based_on_of(if_match)
         )
 
-    return await services.in_thread(_store, services, caller, job_id, edits.note, store)
+    return await services.in_thread(store_revision, services, caller, job_id, edits.note, store)
 
 
 @router.get("/revisions", summary="List the revisions", responses=documented(404, 409))
@@ -157,7 +155,7 @@ async def compare(
     "/revisions/{revision}/restore",
     summary="Restore an earlier revision",
     response_model=RevisionDocument,
-    responses=_TAGGED | documented(404, 409, 412),
+    responses=TAGGED | documented(404, 409, 412),
 )
 async def restore(
     job_id: UUID,
@@ -170,18 +168,18 @@ async def restore(
     """Make a new revision with the text, the times and the speakers of an earlier one."""
 
     def store(revisions: Revisions, author: Author) -> TranscriptRevision:
-        based_on = None if if_match is None else _based_on(if_match)
+        based_on = None if if_match is None else based_on_of(if_match)
         return revisions.restore(job_id, revision, author=author, based_on=based_on)
 
     note = None if body is None else body.note
-    return await services.in_thread(_store, services, caller, job_id, note, store)
+    return await services.in_thread(store_revision, services, caller, job_id, note, store)
 
 
 def _read(
     revisions: Revisions, job_id: UUID, number: int | None, if_none_match: str | None
 ) -> Response:
     revision = revisions.get(job_id, number)
-    headers = {"ETag": _tag(revision.row, revision.refining)}
+    headers = {"ETag": tag_of(revision.row, revision.refining)}
     if headers["ETag"] in (if_none_match or ""):
         return Response(status_code=HTTP_304_NOT_MODIFIED, headers=headers)
     return JSONResponse(_document(revision), headers=headers)
@@ -206,19 +204,20 @@ def _document(revision: Revision) -> dict[str, Any]:
     }
 
 
-def _store(
+def store_revision(
     services: Services,
     caller: Caller,
     job_id: UUID,
     note: str | None,
     store: Callable[[Revisions, Author], TranscriptRevision],
 ) -> Response:
+    """The answer about a revision that ``store`` makes, for which workers have something to do."""
     row = store(Revisions(services.database, caller.tenant), Author(caller.key_id, note))
     logger.info("job {job_id}: revision {number} is stored", job_id=job_id, number=row.revision)
     services.events.work_to_do()
     services.events.job_changed(job_id)
     document = RevisionDocument.model_validate(row).model_dump(mode="json")
-    return JSONResponse(document, headers={"ETag": _tag(row)})
+    return JSONResponse(document, headers={"ETag": tag_of(row)})
 
 
 def _compare(revisions: Revisions, job_id: UUID, old: int, new: int | None) -> TranscriptDifference:
@@ -230,12 +229,13 @@ def _compare(revisions: Revisions, job_id: UUID, old: int, new: int | None) -> T
     )
 
 
-def _tag(row: TranscriptRevision, refining: StepStatus | None = None) -> str:
+def tag_of(row: TranscriptRevision, refining: StepStatus | None = None) -> str:
+    """The ETag of a revision, whose refinement may not be done."""
     unsettled = "" if refining in (None, StepStatus.DONE) else f"-{refining.lower()}"
     return f'"{row.revision}-{row.refinements}{unsettled}"'
 
 
-def _based_on(if_match: str) -> int | None:
+def based_on_of(if_match: str) -> int | None:
     """The revision that a header If-Match names, refined or not; None: any.
 
     Raises:

@@ -24,6 +24,9 @@ Event = Literal[
     "rerun.completed",
     "rerun.failed",
     "rerun.cancelled",
+    "enhancement.completed",
+    "enhancement.failed",
+    "enhancement.cancelled",
 ]
 ALL: tuple[Event, ...] = get_args(Event)
 Events = Annotated[list[Event], Field(min_length=1, max_length=len(ALL))]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, case, func, select
 from sqlalchemy.orm import Session
 
 from common.db.tables import Job, JobMetrics, Tenant
 from common.db.tallies import count, observe
 from common.domain import metrics
 from common.domain.job import JobStatus
+from common.domain.pipeline import CHAT_ENGINE
 
 STANDARD = "standard"
 """The tier of tenants without a row, and the default of the column."""
@@ -50,7 +51,13 @@ def count_durations(session: Session, measured: JobMetrics) -> None:
 def _labels(session: Session, job_id: UUID) -> Row[str, str, str, str | None]:
     """The tier, engine, model and error code of a job."""
     return session.execute(
-        select(func.coalesce(Tenant.tier, STANDARD), Job.engine, Job.model, Job.error_code)
+        select(
+            func.coalesce(Tenant.tier, STANDARD),
+            Job.engine,
+            # Clients name the model of a language model's server as they like.
+            case((Job.engine == CHAT_ENGINE, ""), else_=Job.model),
+            Job.error_code,
+        )
         .outerjoin(Tenant, Tenant.id == Job.tenant)
         .where(Job.id == job_id)
     ).one()

@@ -7,7 +7,7 @@ time does not depend on the length of the queue. Only steps of unknown kinds are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -51,7 +51,8 @@ class DueSteps:
 
     session: Session
     _busy_jobs: set[UUID] = field(default_factory=set)
-    """Jobs whose steps are all locked by other transactions, or that are not `is_known`."""
+    """Jobs whose steps are all locked by other transactions, that are not `is_known`, or whose
+    steps would be too many at once."""
     _busy_tenants: set[tuple[int, str, bool]] = field(default_factory=set)
 
     def lock(self) -> bool:
@@ -65,19 +66,41 @@ class DueSteps:
         while len(batch) == ENQUEUE_BATCH:
             batch = self._enqueue_batch(tuple_(Outbox.due_at, Outbox.id) > tuple_(*batch[-1]))
 
-    def dequeue(self, limit: int, limited: int | None) -> Iterator[Row[Any]]:
+    def dequeue(
+        self, limit: int, limited: int | None, room_for: Mapping[str, int]
+    ) -> Iterator[Row[Any]]:
         """The next steps, locked and removed from the outbox; at most ``limited`` of limited kinds.
 
-        Each has the columns of `_first_step`.
+        ``room_for``: how many at most of these kinds of steps of parts. Each has the columns of
+        `_first_step`.
         """
         room = limit if limited is None else limited
         limited_now = limited_kinds()
+        rooms = dict(room_for)
+        self._pass_over([kind for kind, number in rooms.items() if number <= 0])
         for _ in range(limit):
             step = self._next([False, True] if room > 0 else [False])
             if step is None:
                 return
             room -= step.step_kind in limited_now
+            if step.step_kind in rooms:
+                rooms[step.step_kind] -= 1
+                if rooms[step.step_kind] <= 0:
+                    self._pass_over([step.step_kind])
             yield step
+
+    def _pass_over(self, kinds: Sequence[str]) -> None:
+        """Leave the jobs out that are in a phase with steps of these kinds."""
+        phases = [
+            (pipeline.kind, phase.name)
+            for pipeline in PIPELINES.values()
+            for phase in pipeline.phases
+            if phase.kinds.intersection(kinds)
+        ]
+        if phases:
+            queued = select(JobTurn.job_id).join(Job, Job.id == JobTurn.job_id)
+            in_them = tuple_(Job.kind, Job.phase).in_(phases)
+            self._busy_jobs |= set(self.session.scalars(queued.where(in_them)))
 
     # --- enqueuing ----------------------------------------------------------------------------
 

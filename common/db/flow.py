@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import ColumnElement, delete, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, joinedload
 
-from common.db.counting import count_end
+from common.db.counting import count_end, count_submission
 from common.db.due_steps import leave_queue
 from common.db.tables import Job, Outbox, Part, Step
 from common.db.webhooks import write_messages
@@ -121,6 +121,17 @@ class Flow:
         self._session.execute(delete(Step).where(*before))
         return add_steps(self._session, self._job.id, [kind], [None])
 
+    def go_back(self, name: str, parts: Sequence[NewPart]) -> list[UUID]:
+        """Return to an earlier phase with more parts: what its steps have found is not enough yet.
+
+        The steps of later phases are forgotten, the caller's among them: they are done again.
+        """
+        later = {kind for it in self._pipeline.phases_after(name) for kind in it.kinds}
+        of_job = Step.job_id == self._job.id
+        self._session.execute(delete(Step).where(of_job, Step.kind.in_(later)))
+        self._job.phase = name
+        return self.add_parts(parts)
+
     def resume(self) -> list[UUID]:
         """Resume a job that waits for a person.
 
@@ -220,10 +231,40 @@ class Flow:
         later = self._pipeline.phases_after(self._phase.name)
         if later:
             return self._begin(later[0])
+        is_first = self._job.completed_at is None
         self._job.status = JobStatus.COMPLETED
         self._job.completed_at = func.clock_timestamp()
         _job_ended(self._session, self._job, JobStatus.COMPLETED)
+        if is_first:  # not of one that is retried for what it lacks
+            self._begin_follow_ups()
         return []
+
+    def _begin_follow_ups(self) -> None:
+        before = self._job
+        for wanted in self._pipeline.follow_ups(before.options):
+            job = Job(
+                id=uuid4(),
+                tenant=before.tenant,
+                kind=wanted.kind,
+                source_id=before.id,
+                recording_id=before.recording_id,
+                key_id=before.key_id,
+                priority=before.priority,
+                engine=wanted.engine,
+                model=wanted.model,
+                language=before.language,
+                options=dict(wanted.options),
+                webhook_url=before.webhook_url,
+                client_metadata=before.client_metadata,
+                client_recording_id=before.client_recording_id,
+                delete_after_s=before.delete_after_s,
+                request_id=before.request_id,
+                created_at=func.clock_timestamp(),
+            )
+            self._session.add(job)
+            self._session.flush()
+            Flow(self._session, job).start()
+            count_submission(self._session, job.id)
 
     def _add_due(self, indexes: Sequence[int] | None = None) -> list[UUID]:
         """Add the steps that these parts (None: all) lack and that can be done now."""

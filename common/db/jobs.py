@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import starmap, takewhile
@@ -22,7 +22,7 @@ from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRe
 from common.db.transcriptions import ChunkResult, NewRecording, newest_revision, select_chunks
 from common.db.usage import NO_QUOTA, Quota, charge, check_quota
 from common.domain.job import WITH_TEXT, JobStatus, Priority, is_final, no_text
-from common.domain.pipeline import TRANSCRIPTION
+from common.domain.pipeline import RERUN, TRANSCRIPTION
 from common.domain.request import Options
 from common.domain.tracks import check_channels
 from common.errors import Conflict, IdempotencyConflict, NotFound
@@ -48,7 +48,7 @@ class NewJob:
     ``source_url`` is the URL from which the recording is fetched. ``delete_after_s`` counts from
     the job's end. ``key_id`` and ``request_id`` name the API key and the HTTP request; ``quota`` is
     that of the key. ``kind`` is one of `PIPELINES`. ``source_id`` is the job whose transcript it
-    works on.
+    works on. ``own_options`` are stored in place of ``options`` by a kind that has others.
     """
 
     id: UUID
@@ -67,6 +67,7 @@ class NewJob:
     request_id: str | None = None
     kind: str = TRANSCRIPTION.kind
     source_id: UUID | None = None
+    own_options: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,28 +158,24 @@ class Jobs:
         """Commit a job that works on the transcript of another one, its ``source_id``.
 
         Raises:
-            NotReady, Conflict: as `source`; or such a job is under way already.
+            NotReady, Conflict: as `source`; or it is a rerun, and another one is under way.
             TooManyJobs, TooMuchAudio: it exceeds the quota of the API key.
         """
         assert job.source_id is not None  # noqa: S101 - what this method is for
         with self._database.transaction() as session:
             locked_job(session, job.source_id)
             source = self._source(session, job.source_id)
-            same = (Job.source_id == source.id, Job.kind == job.kind)
-            under_way = session.scalars(select(Job).where(*same).order_by(Job.created_at.desc()))
-            for other in under_way:
-                if not is_final(JobStatus(other.status)):
-                    raise Conflict(
-                        reason=f"The {job.kind} {other.id} of this job is {other.status}"
-                    )
+            if job.kind == RERUN.kind:
+                self._check_no_other(session, job)
             self._insert(session, job, JobStatus.PENDING, recording_id=source.recording_id)
-            theirs = source.transcription
             span = job.options.span
-            session.add(
-                Transcription(
-                    job_id=job.id, audio_track=theirs.audio_track, channels=theirs.channels
+            if job.kind == RERUN.kind:
+                theirs = source.transcription
+                session.add(
+                    Transcription(
+                        job_id=job.id, audio_track=theirs.audio_track, channels=theirs.channels
+                    )
                 )
-            )
             session.flush()
             self._start(session, job.id)
             charge(session, job.id, job.quota, audio_ms=span.duration_ms if span else 0)
@@ -344,6 +341,12 @@ class Jobs:
             self._start(session, job.id)
         return Created(job.id, status, replayed=False)
 
+    def _check_no_other(self, session: Session, job: NewJob) -> None:
+        same = (Job.source_id == job.source_id, Job.kind == job.kind)
+        for other in session.scalars(select(Job).where(*same).order_by(Job.created_at.desc())):
+            if not is_final(JobStatus(other.status)):
+                raise Conflict(reason=f"The {job.kind} {other.id} of this job is {other.status}")
+
     def _start(self, session: Session, job_id: UUID) -> None:
         job = locked_job(session, job_id)
         assert job is not None  # noqa: S101 - this transaction has inserted it
@@ -388,7 +391,9 @@ class Jobs:
                 engine=job.engine,
                 model=job.model,
                 language=job.language,
-                options=replace(job.options, review=review).to_json(),
+                options=replace(job.options, review=review).to_json()
+                if job.own_options is None
+                else job.own_options,
                 source_url=job.source_url,
                 webhook_url=job.webhook_url,
                 client_metadata=job.client.metadata,

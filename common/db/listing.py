@@ -18,6 +18,7 @@ from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.snapshots import ClientData, Snapshot, snapshots
 from common.db.tables import Job, JobMetrics, Kind, StoredFinal, StreamSession, TranscriptRevision
 from common.domain.job import JobStatus
+from common.domain.pipeline import ENHANCEMENT
 from common.domain.request import Options
 
 _BEGINNING = "$[0 to 39]"
@@ -39,6 +40,10 @@ class JobFilter:
     model: str | None = None
     source_id: UUID | None = None
     """Those that work on the transcript of this one; None: those that work on no other's."""
+    kind: str | None = None
+    """Those of this kind, whatever they work on."""
+    task: str | None = None
+    """Of enhancements: those with this task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +190,14 @@ def _by_status(which: JobFilter) -> Iterator[list[ColumnElement[bool]]]:
 
 
 def _conditions(which: JobFilter) -> Iterator[ColumnElement[bool]]:
-    yield Job.source_id.is_(None) if which.source_id is None else Job.source_id == which.source_id
+    if which.source_id is not None:
+        yield Job.source_id == which.source_id
+    else:
+        yield Job.source_id.is_(None) if which.kind is None else Job.source_id.is_not(None)
+    if which.kind is not None:
+        yield Job.kind == which.kind
+    if which.task is not None:
+        yield Job.options[ENHANCEMENT.kind]["task"].astext == which.task
     if which.created_after is not None:
         yield Job.created_at > which.created_after
     if which.created_before is not None:

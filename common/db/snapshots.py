@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session, aliased
 from common.db.positions import FARTHEST, FARTHEST_LISTED, positions
 from common.db.tables import Job, Recording, Step, Transcription, TranscriptRevision
 from common.domain.job import JobStatus, StepStatus, is_final
-from common.domain.pipeline import PIPELINES, Pipeline
+from common.domain.pipeline import ENHANCEMENT, PIPELINES, Pipeline
 from common.domain.request import Options
 from common.domain.tracks import Track
 
@@ -35,6 +35,7 @@ PACE_CHUNKS = 2
 engine to load and for the plan."""
 LATELY = 20
 """The number of finished jobs from which the speed is estimated."""
+MOST_ENHANCEMENTS = 50
 PLANNED_PERCENT = 5
 """The share of ``progress`` before the steps that count, and after them."""
 
@@ -51,6 +52,15 @@ NO_CLIENT_DATA = ClientData()
 
 
 @dataclass(frozen=True, slots=True)
+class EnhancementState:
+    """A job that has a language model work on another one's transcript."""
+
+    job_id: UUID
+    task: str
+    status: JobStatus
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state of a job at one instant.
 
@@ -64,7 +74,8 @@ class Snapshot:
     stored. ``delete_at`` is None until the job has ended, and if it is kept. ``has_text``: there is
     a transcript, though a person may have to approve it, or the job be retried for what it lacks.
     ``reviewed_by`` is the API key that approved it; None: none was required, or nobody has.
-    ``source_id`` is the job whose transcript this one works on.
+    ``source_id`` is the job whose transcript this one works on. ``enhancements`` are the first
+    `MOST_ENHANCEMENTS` that work on its own.
     """
 
     job_id: UUID
@@ -97,6 +108,7 @@ class Snapshot:
     kind: str
     source_id: UUID | None
     reviewed_by: str | None
+    enhancements: tuple[EnhancementState, ...]
 
 
 def snapshot(session: Session, tenant: str, job_id: UUID) -> Snapshot | None:
@@ -126,6 +138,7 @@ def _jobs() -> Select[Any]:
             Recording.filename,
             Recording.audio_tracks,
             _ended_steps().label("ended"),
+            _enhancements().label("enhancements"),
             exists().where(TranscriptRevision.job_id == Job.id).label("has_transcript"),
             func.extract("epoch", func.clock_timestamp() - Job.started_at).label("elapsed_s"),
             case((under_way, _speed(Job.engine, Job.model))).label("speed"),
@@ -149,6 +162,21 @@ def _ended_steps() -> ScalarSelect[Any]:
         .subquery()
     )
     return select(func.jsonb_object_agg(counted.c.key, counted.c.number)).scalar_subquery()
+
+
+def _enhancements() -> ScalarSelect[Any]:
+    """Id, task and status of the jobs that enhance the job's transcript, in order: an array."""
+    other = aliased(Job)
+    first = (
+        select(other.id, other.options[ENHANCEMENT.kind]["task"].label("task"), other.status)
+        .where(other.source_id == Job.id, other.kind == ENHANCEMENT.kind)
+        .order_by(other.created_at, other.id)
+        .limit(MOST_ENHANCEMENTS)
+        .correlate(Job)
+        .subquery()
+    )
+    each = func.jsonb_build_array(first.c.id, first.c.task, first.c.status)
+    return select(func.jsonb_agg(each)).scalar_subquery()
 
 
 def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
@@ -221,6 +249,10 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
         kind=job.kind,
         source_id=job.source_id,
         reviewed_by=job.reviewed_by,
+        enhancements=tuple(
+            EnhancementState(UUID(job_id), task, JobStatus(status))
+            for job_id, task, status in row.enhancements or ()
+        ),
     )
 
 

@@ -8,7 +8,7 @@ however many processes it is tried. The pattern is the transactional outbox
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -151,10 +151,12 @@ class Steps:
         parts: Sequence[NewPart] = (),
         within: Within | None = None,
         take_next: bool = False,
+        back_to: str | None = None,
     ) -> Claim | None:
         """Finish the claimed step, and add the steps that follow it.
 
-        ``parts`` are the last parts that it found. With ``take_next`` the same worker claims the
+        ``parts`` are the last parts that it found. ``back_to``: the job returns with these to an
+        earlier phase (`Flow.go_back`). With ``take_next`` the same worker claims the
         step that follows in the same transaction; its claim is returned. That is the step of the
         same part, or the only open step of the job.
 
@@ -183,6 +185,9 @@ class Steps:
             if within is not None:
                 within(session, job)
             flow = Flow(session, job)
+            if back_to is not None:
+                flow.go_back(back_to, parts)
+                return None
             added = flow.add_parts(parts)
             added += flow.step_ended(claim.kind, claim.part, done=True)
             following = self._next_step(session, claim, added) if take_next else None
@@ -266,9 +271,12 @@ class Steps:
             retries = min(retries, RETRIES_AT_LIMIT)
         alike = (Step.job_id == step.job_id, Step.kind == step.kind)
         failed = select(Step.id).where(*alike, Step.status == StepStatus.FAILED).limit(1)
-        if step_type.warning is not None and session.scalar(failed):
+        has_all_tries = step_type.warning is None or step_type.has_all_tries
+        if not has_all_tries and session.scalar(failed):
             retries = 0
-        return retry_delay_s(step.failures, first_s) if step.failures <= retries else None
+        if step.failures > retries:
+            return None
+        return max(retry_delay_s(step.failures, first_s), error.retry_after_s or 0.0)
 
     def hand_back(self, worker: str, step_id: UUID | None = None) -> list[UUID]:
         """Make the running steps of ``worker`` pending again at once; returns their jobs.
@@ -314,11 +322,13 @@ class Steps:
         send: Callable[[Sequence[Publication]], Any],
         *,
         limited: int | None = None,
+        at_once: Mapping[str, int] | None = None,
     ) -> int:
         """Hand up to ``limit`` steps to ``send(publications)`` in fair order; returns how many.
 
         At most ``limited`` steps of limited kinds run at once (None: any number), so that slow or
-        hostile servers cannot occupy every worker.
+        hostile servers cannot occupy every worker. ``at_once``: of these kinds of steps of parts,
+        at most so many.
 
         `common.domain.fair_order` defines the order. After a crash behind ``send`` the steps are
         sent again under the same id, which is harmless: steps are claimed once. Nothing is
@@ -330,7 +340,12 @@ class Steps:
                 return 0
             due.enqueue()
             if limit and limited is not None:
-                limited -= _limited(session)
+                limited -= _working(session, limited_kinds())
+            room = {
+                kind: most - _working(session, [kind])
+                for kind, most in (at_once or {}).items()
+                if limit
+            }
             publications = [
                 Publication(
                     step_id=step.step_id,
@@ -338,7 +353,7 @@ class Steps:
                     description=f"{step.step_kind} job={step.job_id}"
                     + (f" part={step.part}" if step.part is not None else ""),
                 )
-                for step in due.dequeue(limit, limited)
+                for step in due.dequeue(limit, limited, room)
             ]
             if publications:
                 send(publications)
@@ -547,10 +562,10 @@ def _is_published() -> ColumnElement[bool]:
     return and_(Step.status == StepStatus.PENDING, Step.rq_job_id.is_not(None))
 
 
-def _limited(session: Session) -> int:
-    """How many steps of limited kinds run or are published."""
+def _working(session: Session, kinds: Iterable[str]) -> int:
+    """How many steps of these kinds run or are published."""
     running = Step.status == StepStatus.RUNNING
-    return _count(session, Step.kind.in_(limited_kinds()), or_(running, _is_published()))
+    return _count(session, Step.kind.in_(list(kinds)), or_(running, _is_published()))
 
 
 def _count(session: Session, *where: ColumnElement[bool]) -> int:

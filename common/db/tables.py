@@ -145,6 +145,14 @@ class Job(Base):
         _partial("ix_jobs_sweep_at", "sweep_at", where="sweep_at IS NOT NULL"),
         _partial("ix_jobs_delete_at", "delete_at", where="delete_at IS NOT NULL"),
         _partial("ix_jobs_source", "source_id", where="source_id IS NOT NULL"),
+        _partial(
+            "ix_jobs_tenant_kind",
+            "tenant",
+            "kind",
+            "created_at",
+            "id",
+            where="source_id IS NOT NULL",
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -526,6 +534,32 @@ class TranscriptRevision(Base):
     """How often the times of its words, or its moderation, were completed. Its text never
     changes."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class StoredEnhancement(Base):
+    """What the second AI step has made of a revision of a transcript; its request is in `Job`.
+
+    It is there once the transcript is divided.
+    """
+
+    __tablename__ = "enhancements"
+
+    job_id: Mapped[OfJob]
+    revision: Mapped[int]
+    """Of the transcript of the job's source: all segments are numbered as in it."""
+    language: Mapped[str]
+    """Of the answer."""
+    result: Mapped[dict[str, Any] | None]
+    """See `common.domain.enhancement.combine`; None: there is none yet."""
+    missing: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
+    """The segments that the result knows nothing of (`common.domain.enhancement.missing`)."""
+    model: Mapped[str | None]
+    """As the server names it."""
+    input_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    output_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    """Of all answers in the result; None: the server does not count them."""
+    elapsed_ms: Mapped[int | None] = mapped_column(BigInteger)
+    """How long these answers took, one after the other."""
 
 
 class StoredPassage(Base):

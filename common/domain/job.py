@@ -91,7 +91,7 @@ def no_text(status: JobStatus, source_id: UUID | None, failure: str | None) -> S
     ``source_id`` is the job whose transcript it works on; ``failure`` is the message of its error.
     """
     if source_id is not None:
-        reason = f"The job changes the transcript of {source_id}, and has none of its own"
+        reason = f"The job works on the transcript of {source_id}, and has none of its own"
         return Conflict(reason=reason)
     if status is JobStatus.FAILED:
         return Conflict(reason=f"The job failed: {failure}")
@@ -114,6 +114,8 @@ MODERATION_FAILED = "moderation_failed"
 """The warning of a job some of whose segments could not be moderated."""
 DIARIZATION_FAILED = "diarization_failed"
 """The warning of a job some of whose chunks could not be diarized."""
+ENHANCEMENT_INCOMPLETE = "enhancement_incomplete"
+"""The language model gave no usable answer about some of the transcript."""
 REFINEMENT_FAILED = "refinement_failed"
 """The warning of a transcript whose edited words could not be moderated and aligned."""
 IDENTIFICATION_FAILED = "identification_failed"

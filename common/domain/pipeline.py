@@ -10,7 +10,7 @@ the job is open; then the next phase begins, or the job waits for a person.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
@@ -18,6 +18,7 @@ from typing import Any
 
 from common.domain.job import (
     DIARIZATION_FAILED,
+    ENHANCEMENT_INCOMPLETE,
     MODERATION_FAILED,
     REFINEMENT_FAILED,
     JobStatus,
@@ -41,6 +42,9 @@ class StepKind(StrEnum):
     MERGE = "merge"
     REFINE = "refine"
     SPLICE = "splice"
+    DIVIDE = "divide"
+    ASK = "ask"
+    COMBINE = "combine"
 
 
 def always(_options: Mapping[str, Any]) -> bool:
@@ -58,7 +62,8 @@ class StepType:
     reuse the result of an equal part of any job of the tenant. ``counts``: the job's progress
     counts it. ``reads_files``: it reads a file written by the phase's step of the whole job; these
     files are deleted when a job ends, so a retry begins with that step. ``is_limited``: at most
-    half of the workers run it at a time.
+    half of the workers run it at a time. ``has_all_tries``: each part has all its attempts, even
+    after another one's failure has only left a warning.
     """
 
     kind: str
@@ -70,6 +75,7 @@ class StepType:
     counts: bool = False
     reads_files: bool = False
     is_limited: bool = False
+    has_all_tries: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,24 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
+class FollowUp:
+    """A job that begins when another one is COMPLETED, and works on its result.
+
+    The columns of the new job that are not those of the other one.
+    """
+
+    kind: str
+    engine: str
+    model: str
+    options: Mapping[str, Any]
+
+
+def nothing(_options: Mapping[str, Any]) -> Sequence[FollowUp]:
+    """That no job follows."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """A kind of job. Its phases are done in order; kinds of steps are unique in it.
 
@@ -130,6 +154,8 @@ class Pipeline:
     afterwards: tuple[StepType, ...] = ()
     """Steps of the whole job that follow a change of its result (`Flow.add_afterwards`). They have
     a warning, and affect neither the job's status nor its progress."""
+    follow_ups: Callable[[Mapping[str, Any]], Sequence[FollowUp]] = nothing
+    """The jobs that begin once a job with these options is COMPLETED, in the same transaction."""
 
     def first_phase(self, *, has_input: bool) -> Phase:
         """The phase in which a job begins."""
@@ -193,6 +219,41 @@ _MODERATE = StepType(
     warning=MODERATION_FAILED,
 )
 
+ENHANCEMENT = Pipeline(
+    "enhancement",
+    phases=(
+        Phase("divide", StepType(StepKind.DIVIDE, stage="dividing")),
+        Phase(
+            "ask",
+            each=(
+                StepType(
+                    StepKind.ASK,
+                    stage="asking",
+                    warning=ENHANCEMENT_INCOMPLETE,
+                    reuses=True,
+                    counts=True,
+                    has_all_tries=True,
+                ),
+            ),
+        ),
+        Phase("combine", StepType(StepKind.COMBINE, stage="combining")),
+    ),
+    units_a_part=600_000,
+)
+"""Has a language model work on another job's transcript. A part is a request to it; the last step
+goes back to the second phase with more parts as long as the answers have to be condensed."""
+
+CHAT_ENGINE = "openai"
+"""The engine of these jobs; their model is as its server names it."""
+
+
+def _enhancements(options: Mapping[str, Any]) -> list[FollowUp]:
+    return [
+        FollowUp(ENHANCEMENT.kind, CHAT_ENGINE, wanted["model"], {ENHANCEMENT.kind: wanted})
+        for wanted in options.get("enhance", ())
+    ]
+
+
 TRANSCRIPTION = Pipeline(
     "transcription",
     phases=(
@@ -226,6 +287,7 @@ TRANSCRIPTION = Pipeline(
     ),
     units_a_part=MAX_WINDOW_MS,
     afterwards=(StepType(StepKind.REFINE, stage="refining", warning=REFINEMENT_FAILED),),
+    follow_ups=_enhancements,
 )
 
 RERUN = Pipeline(
@@ -239,7 +301,7 @@ RERUN = Pipeline(
 )
 """Transcribes a span of a recording again, for a new revision of another job's transcript."""
 
-PIPELINES = {pipeline.kind: pipeline for pipeline in (TRANSCRIPTION, RERUN)}
+PIPELINES = {pipeline.kind: pipeline for pipeline in (TRANSCRIPTION, RERUN, ENHANCEMENT)}
 """All kinds of jobs, by the name in their rows."""
 
 

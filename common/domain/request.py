@@ -63,7 +63,8 @@ class Options:
     voices are enrolled. ``review``: whether a person has to approve the text; None, which is not
     stored: as the tenant's row says. ``span``: what of the recording is transcribed; None: all.
     ``glossaries``: as they were when the job was created; their words are in the hotwords.
-    ``glossary_truncated``: some are not, as there was no room.
+    ``glossary_truncated``: some are not, as there was no room. ``enhance``: the requests of the
+    second AI step once the job is COMPLETED, in their stored form with their ``model``.
     """
 
     cutting: Cutting = Cutting()
@@ -82,6 +83,7 @@ class Options:
     span: Span | None = None
     glossaries: tuple[Glossary, ...] = ()
     glossary_truncated: bool = False
+    enhance: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def to_rewrite(self) -> list[Entry]:
@@ -117,4 +119,5 @@ class Options:
             span=Span(**span) if (span := document.get("span")) else None,
             glossaries=tuple(map(Glossary.from_json, document.get("glossaries", ()))),
             glossary_truncated=document.get("glossary_truncated", False),
+            enhance=tuple(document.get("enhance", ())),
         )

@@ -26,6 +26,8 @@ class Origin(StrEnum):
     """A retry of the job added what was missing; the text of people stayed."""
     RERUN = "rerun"
     """A span was transcribed again."""
+    PROPOSAL = "proposal"
+    """A person has accepted what a language model proposed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,9 @@ class WebhookEvent(StrEnum):
     RERUN_COMPLETED = "rerun.completed"
     RERUN_FAILED = "rerun.failed"
     RERUN_CANCELLED = "rerun.cancelled"
+    ENHANCEMENT_COMPLETED = "enhancement.completed"
+    ENHANCEMENT_FAILED = "enhancement.failed"
+    ENHANCEMENT_CANCELLED = "enhancement.cancelled"
     TEST = "webhook.test"
 
 

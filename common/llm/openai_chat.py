@@ -106,8 +106,10 @@ def configured_server(settings: Settings) -> ChatServer:
     return ChatServer(wanted.base_url, wanted.model, key)
 
 
-def open_chat(settings: Settings, override: ChatServer | None = None) -> Chat:
-    """The model of the settings, or that of ``override``, a tenant's own.
+def open_chat(
+    settings: Settings, override: ChatServer | None = None, *, model: str | None = None
+) -> Chat:
+    """The model of the settings, or that of ``override``, a tenant's own; ``model``: another one.
 
     The operator has chosen the host in the settings, so it is allowed even if it is not public; a
     tenant's is allowed as other URLs of clients are.
@@ -116,6 +118,8 @@ def open_chat(settings: Settings, override: ChatServer | None = None) -> Chat:
         EnhancementOff, UrlRefused, OutOfRange: as `configured_server`.
     """
     server = override or configured_server(settings)
+    if model is not None:
+        server = replace(server, model=model)
     chosen = server.host if override is None else None
     egress = Egress(settings.egress.allow, chosen=chosen)
     return OpenAIChat(server, egress, timeout_s=settings.enhanced_ai.timeout)

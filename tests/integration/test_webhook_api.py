@@ -55,6 +55,9 @@ def test_an_endpoint_is_created_changed_paused_resumed_and_deleted(gateway: Gate
         "rerun.completed",
         "rerun.failed",
         "rerun.cancelled",
+        "enhancement.completed",
+        "enhancement.failed",
+        "enhancement.cancelled",
     ]
     path = f"/api/v1/webhooks/{made['id']}"
     shown = gateway.http.get(path).json()

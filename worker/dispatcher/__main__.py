@@ -7,6 +7,7 @@ from types import FrameType
 
 from loguru import logger
 
+from common.domain.pipeline import StepKind
 from common.errors import StenoError
 from common.process.logs import set_up_logging
 from common.redis.queue import connect
@@ -35,7 +36,11 @@ def main() -> None:
             cleanup.wake()
 
         dispatcher = Dispatcher(
-            build_steps(settings), redis, job_timeout_s=settings.job.job_timeout, on_change=wake
+            build_steps(settings),
+            redis,
+            job_timeout_s=settings.job.job_timeout,
+            on_change=wake,
+            at_once={StepKind.ASK: settings.enhanced_ai.concurrency},
         )
     except StenoError as error:
         logger.error("{}", error)

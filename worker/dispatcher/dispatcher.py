@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import inf
 
@@ -52,10 +52,15 @@ class Dispatcher:
         *,
         job_timeout_s: float,
         on_change: Callable[[], None] = lambda: None,
+        at_once: Mapping[str, int] | None = None,
     ) -> None:
-        """``on_change`` is called whenever a job may have changed."""
+        """``on_change`` is called whenever a job may have changed.
+
+        ``at_once``: as of `Steps.publish`.
+        """
         self._steps = steps
         self._on_change = on_change
+        self._at_once = at_once
         self._redis = redis
         self._queue = StepQueue(redis)
         self._events = Events(redis)
@@ -119,7 +124,9 @@ class Dispatcher:
         # After Redis lost its data, workers register again within seconds; until then, assume one.
         workers = max(1, self._queue.live_workers())
         free = max(0, workers - self._steps.handed_out())
-        return self._steps.publish(free, self._queue.publish, limited=max(1, workers // 2))
+        return self._steps.publish(
+            free, self._queue.publish, limited=max(1, workers // 2), at_once=self._at_once
+        )
 
     def reconcile(self) -> None:
         """Rescue steps with expired leases, republish lost messages, fail overdue jobs."""

@@ -1,0 +1,238 @@
+"""Queries about the second AI step: of its steps for all tenants, of the gateway within one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import and_, select
+from sqlalchemy.orm import Session
+
+from common.db.database import Database
+from common.db.jobs import Jobs
+from common.db.listing import JobFilter, JobLists
+from common.db.paging import Cursor, Page
+from common.db.snapshots import Snapshot
+from common.db.steps import StaleClaim, Within
+from common.db.tables import (
+    Job,
+    Part,
+    Step,
+    StepFailure,
+    StoredEnhancement,
+    TranscriptRevision,
+)
+from common.db.transcriptions import newest_revision, transcript_in
+from common.domain.enhancement import Enhancement, NumberedSegment, Result, numbered
+from common.domain.enhancing.options import EnhancementOptions
+from common.domain.job import StepStatus
+from common.domain.pipeline import ENHANCEMENT, StepKind
+from common.errors import AnswerRejected, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What an enhancement works on: ``segments`` of a ``revision`` of its source's transcript."""
+
+    work: Enhancement
+    revision: int
+    duration_ms: int
+    segments: tuple[NumberedSegment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request as it is stored, ``data``, and the result of its step.
+
+    ``result`` is None if it failed; ``answer`` has its tokens and its model beside it.
+    """
+
+    index: int
+    data: list[Any]
+    answer: Mapping[str, Any] | None
+    elapsed_ms: int | None
+
+    @property
+    def result(self) -> Result | None:
+        return None if self.answer is None else self.answer["result"]
+
+
+class Enhancing:
+    """What the steps of enhancements read and store, for all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def material(self, job: Job) -> Material:
+        """What ``job`` works on: the newest revision when it was divided, or is about to be.
+
+        Raises:
+            StaleClaim: the source is deleted.
+        """
+        with self._database.transaction() as session:
+            assert job.source_id is not None  # noqa: S101 - what such jobs are about
+            stored = session.get(StoredEnhancement, job.id)
+            wanted = newest_revision(job.source_id)
+            if stored is not None:
+                wanted = wanted.where(TranscriptRevision.revision == stored.revision)
+            row = session.scalar(wanted)
+            if row is None:
+                raise StaleClaim
+            transcript = transcript_in(row)
+        options = options_of(job.options)
+        return Material(
+            options.work(transcript.language),
+            row.revision,
+            transcript.duration_ms,
+            numbered(transcript),
+        )
+
+    def answers(self, job_id: UUID) -> list[Answered]:
+        """All requests of a job, in order, with their answers."""
+        done = and_(
+            Step.job_id == Part.job_id,
+            Step.part == Part.index,
+            Step.kind == StepKind.ASK,
+            Step.status == StepStatus.DONE,
+        )
+        with self._database.transaction() as session:
+            rows = session.execute(
+                select(Part.index, Part.data, Step.result, Step.elapsed_ms)
+                .outerjoin(Step, done)
+                .where(Part.job_id == job_id)
+                .order_by(Part.index)
+            )
+            return [Answered(*row) for row in rows]
+
+    def rejected(self, job_id: UUID, part: int) -> AnswerRejected | None:
+        """Why the last answer to a request was rejected; None: it was not."""
+        failure = self._failure(StepFailure.job_id == job_id, StepFailure.part == part)
+        if failure is None or failure.code != AnswerRejected.code:
+            return None
+        beginning = AnswerRejected(reason="").message
+        return AnswerRejected(reason=failure.message.removeprefix(beginning))
+
+    def last_error(self, job_id: UUID) -> str:
+        """Why the last request of a job failed."""
+        failure = self._failure(StepFailure.job_id == job_id, StepFailure.kind == StepKind.ASK)
+        return "" if failure is None else failure.message
+
+    def _failure(self, *where: Any) -> StepFailure | None:
+        with self._database.transaction() as session:
+            return session.scalar(
+                select(StepFailure).where(*where).order_by(StepFailure.id.desc()).limit(1)
+            )
+
+
+def divided(material: Material) -> Within:
+    """Stores what an enhancement works on; its units are milliseconds of the recording."""
+
+    def store(session: Session, job: Job) -> None:
+        session.merge(
+            StoredEnhancement(
+                job_id=job.id, revision=material.revision, language=material.work.language
+            )
+        )
+        job.language = material.work.language
+        job.units_total = material.duration_ms
+        job.parts_known = True
+
+    return store
+
+
+def combined(
+    result: Result, missing: Sequence[Result], answers: Sequence[Answered], warnings: Sequence[str]
+) -> Within:
+    """Stores the result of an enhancement, and what its answers took."""
+
+    def store(session: Session, job: Job) -> None:
+        row = session.get_one(StoredEnhancement, job.id)
+        given = [it.answer for it in answers if it.answer is not None]
+        row.result = result
+        row.missing = list(missing)
+        row.model = given[-1]["model"]
+        row.input_tokens = _sum([it["input_tokens"] for it in given])
+        row.output_tokens = _sum([it["output_tokens"] for it in given])
+        row.elapsed_ms = _sum([it.elapsed_ms for it in answers if it.answer is not None])
+        job.warnings = list(warnings)
+
+    return store
+
+
+def _sum(numbers: Sequence[int | None]) -> int | None:
+    return None if None in numbers else sum(number or 0 for number in numbers)
+
+
+def options_of(options: Mapping[str, Any]) -> EnhancementOptions:
+    """The request in the options of a job."""
+    return EnhancementOptions.from_json(options[ENHANCEMENT.kind])
+
+
+@dataclass(frozen=True, slots=True)
+class FoundEnhancement:
+    """An enhancement, its request, and what is stored of it.
+
+    ``newest`` is the number of the newest revision of its source's transcript.
+    """
+
+    snapshot: Snapshot
+    options: EnhancementOptions
+    row: StoredEnhancement | None
+    newest: int
+
+
+class Enhancements:
+    """The enhancements of one tenant."""
+
+    def __init__(self, database: Database, tenant: str) -> None:
+        self._database = database
+        self._tenant = tenant
+
+    def get(self, job_id: UUID) -> FoundEnhancement:
+        """One of them.
+
+        Raises:
+            NotFound: the tenant has no such enhancement.
+        """
+        try:
+            snapshot = Jobs(self._database, self._tenant).snapshot(job_id)
+        except NotFound:
+            raise NotFound(what="enhancement", value=job_id) from None
+        if snapshot.kind != ENHANCEMENT.kind:
+            raise NotFound(what="enhancement", value=job_id)
+        found = self._completed([snapshot])
+        if not found:
+            raise NotFound(what="enhancement", value=job_id)
+        return found[0]
+
+    def page(self, which: JobFilter, *, limit: int, after: Cursor | None) -> Page[FoundEnhancement]:
+        """Some of them, the newest first."""
+        page = JobLists(self._database, self._tenant).page(which, limit=limit, after=after)
+        return Page(self._completed(page.items), page.next)
+
+    def _completed(self, snapshots: Sequence[Snapshot]) -> list[FoundEnhancement]:
+        ids = [it.job_id for it in snapshots]
+        revision = TranscriptRevision
+        newest = (
+            select(revision.revision)
+            .where(revision.job_id == Job.source_id)
+            .order_by(revision.revision.desc())
+            .limit(1)
+            .correlate(Job)
+            .scalar_subquery()
+        )
+        with self._database.transaction() as session:
+            rows = session.execute(
+                select(Job.id, Job.options, StoredEnhancement, newest)
+                .outerjoin(StoredEnhancement, StoredEnhancement.job_id == Job.id)
+                .where(Job.id.in_(ids))
+            )
+            stored = {row[0]: row[1:] for row in rows}
+        return [
+            FoundEnhancement(it, options_of(options), row, number)
+            for it in snapshots
+            if it.job_id in stored
+            for options, row, number in [stored[it.job_id]]
+        ]

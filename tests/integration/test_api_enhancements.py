@@ -1,0 +1,269 @@
+"""What the gateway promises about the second AI step; workers and the model's server are real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from common.db.database import Database
+from common.db.tables import Deletion, Job, StoredEnhancement, WebhookDelivery
+from common.domain.request import Options
+from common.domain.transcript import Origin
+from tests.support.api import Api
+from tests.support.gateway import GatewayProcess, StartGateway
+from tests.support.obedient_chat import obedient
+from tests.support.scripted_chat import ChatScript
+from tests.support.service import Service, wait_until
+from tests.support.transcripts import completed_job
+
+TEXTS = ["lan gọi minh", "Minh nói vâng", "Hẹn gặp mai"]
+ENDED = {"COMPLETED", "FAILED", "CANCELLED"}
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[ChatScript]:
+    with ChatScript(obedient) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway_settings(chat: ChatScript) -> dict[str, str]:
+    return {"ENHANCED_AI_BASE_URL": chat.base_url, "ENHANCED_AI_MODEL": "m", "MAX_RETRIES": "0"}
+
+
+@pytest.fixture(scope="module")
+def workers(gateway: GatewayProcess, gateway_settings: dict[str, str]) -> Iterator[Service]:
+    """A worker and a dispatcher behind the module's gateway."""
+    url, redis_url, folder = gateway.database_url, gateway.redis_url, gateway.folder
+    with Service(url, redis_url, folder, **gateway_settings) as service:
+        yield service.serve()
+
+
+@pytest.fixture
+def job_id(api: Api) -> UUID:
+    return completed_job(api.database, TEXTS, language="vi")
+
+
+def enhance(api: Api, job_id: object, task: str, status: int = 202, **more: Any) -> Any:
+    body = {"job_id": str(job_id), "task": task} | more
+    return api.ask("POST", "enhanced-ai", status, json=body).json()
+
+
+def ended(api: Api, enhanced_job_id: str) -> Any:
+    def look() -> Any:
+        found = api.get(f"enhanced-ai/{enhanced_job_id}")
+        return found if found["status"] in ENDED else None
+
+    return wait_until(look, "the end")
+
+
+def refined(api: Api, job_id: UUID) -> None:
+    """Wait until the worker has done with the new words."""
+    wait_until(lambda: api.get(f"jobs/{job_id}/transcript")["refinement"] in {"done", "failed"})
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_summary_is_a_job_of_its_own_about_a_revision(api: Api, job_id: UUID) -> None:
+    endpoint = {"url": "https://93.184.216.34/hook", "events": ["enhancement.completed"]}
+    api.ask("POST", "webhooks", 201, json=endpoint)
+    made = enhance(api, job_id, "summary")
+    assert made["status"] == "PENDING"
+    found = ended(api, made["enhanced_job_id"])
+    assert (found["status"], found["progress"], found["stage"]) == ("COMPLETED", 100, "done")
+    assert (found["job_id"], found["task"], found["language"]) == (str(job_id), "summary", "vi")
+    assert (found["revision"], found["newest"], found["model"]) == (1, True, "m-1")
+    assert (found["input_tokens"], found["output_tokens"]) == (7, 3)
+    assert (found["requests_completed"], found["requests_total"]) == (1, 1)
+    (sentence,) = found["result"]["sentences"]
+    assert (sentence["segments"], sentence["start"], sentence["end"]) == ([0, 1, 2], 0.0, 12.0)
+    with api.database.transaction() as session:
+        events = set(session.scalars(select(WebhookDelivery.event)))
+    assert events == {"enhancement.completed"}
+
+    edits = {"edits": [{"op": "replace", "segment": 0, "text": "Lan gọi Minh."}]}
+    api.ask("PATCH", f"jobs/{job_id}/transcript", json=edits, headers={"If-Match": '"1"'})
+    assert api.get(f"enhanced-ai/{made['enhanced_job_id']}")["newest"] is False
+    refined(api, job_id)
+
+    listed = {it["job_id"] for it in api.get("jobs")["jobs"]}
+    assert listed == {str(job_id)}
+    status = api.get(f"status/{made['enhanced_job_id']}")
+    assert (status["kind"], status["source_job_id"]) == ("enhancement", str(job_id))
+    assert api.get(f"status/{job_id}")["enhancements"] == [
+        {
+            "enhanced_job_id": made["enhanced_job_id"],
+            "task": "summary",
+            "status": "COMPLETED",
+        }
+    ]
+    assert str(job_id) in api.get(f"result/{made['enhanced_job_id']}", 409)["detail"]
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_translation_is_downloaded_as_subtitles_with_the_same_times(
+    api: Api, job_id: UUID
+) -> None:
+    made = ended(api, enhance(api, job_id, "translate", language="en")["enhanced_job_id"])
+    path = f"enhanced-ai/{made['enhanced_job_id']}/download"
+    assert api.ask("GET", path).text.startswith(
+        "1\n00:00:00,000 --> 00:00:04,000\nlan gọi minh\n\n2\n00:00:04,000 --> 00:00:08,000\n"
+    )
+    assert api.ask("GET", path, params={"format": "vtt"}).text.startswith("WEBVTT")
+    assert len(api.ask("GET", path, params={"format": "txt"}).text.splitlines()) == 3
+    summary = ended(api, enhance(api, job_id, "chapters")["enhanced_job_id"])
+    refused = api.get(f"enhanced-ai/{summary['enhanced_job_id']}/download", 422)
+    assert "task=chapters needs" in refused["detail"]
+
+
+@pytest.mark.usefixtures("workers")
+def test_proposals_become_a_revision_when_a_person_applies_them(api: Api, job_id: UUID) -> None:
+    made = ended(api, enhance(api, job_id, "correct")["enhanced_job_id"])
+    (edit,) = made["result"]["edits"]
+    assert (edit["segment"], edit["before"], edit["reason"]) == (0, TEXTS[0], "a name")
+    assert api.get(f"result/{job_id}")["revision"] == 1
+    path = f"enhanced-ai/{made['enhanced_job_id']}/apply"
+    api.ask("POST", path, 428, json={"edits": "all"})
+    at_first = {"If-Match": '"1"'}
+    assert "below 1" in api.ask("POST", path, 422, json={"edits": [1]}, headers=at_first).text
+    applied = api.ask("POST", path, json={"edits": [0]}, headers=at_first).json()
+    assert (applied["revision"], applied["origin"]) == (2, Origin.PROPOSAL)
+    transcript = api.get(f"jobs/{job_id}/transcript")
+    assert [it["text"] for it in transcript["segments"]] == ["Lân", *TEXTS[1:]]
+    for seen in ('"1"', '"2"', "*"):  # the proposals are about revision 1
+        api.ask("POST", path, 412, json={"edits": "all"}, headers={"If-Match": seen})
+    refined(api, job_id)
+
+
+@pytest.mark.usefixtures("workers")
+def test_an_answer_meets_the_schema_of_the_caller(api: Api, job_id: UUID) -> None:
+    made = enhance(api, job_id, "prompt", prompt="Who calls?")
+    assert ended(api, made["enhanced_job_id"])["result"] == {"answer": "An answer."}
+    schema = {"type": "object", "properties": {"keywords": {"type": "array", "minItems": 1}}}
+    made = enhance(api, job_id, "prompt", prompt="Names?", schema=schema)
+    assert ended(api, made["enhanced_job_id"])["result"] == {"answer": {"keywords": ["Lan"]}}
+
+
+def test_enhancements_are_listed_filtered_cancelled_retried_and_deleted(
+    api: Api, job_id: UUID
+) -> None:
+    """Without workers: they stay as they are."""
+    other = completed_job(api.database, TEXTS)
+    ids = [
+        enhance(api, source, task)["enhanced_job_id"]
+        for source, task in [(job_id, "summary"), (job_id, "keywords"), (other, "summary")]
+    ]
+
+    def listed(**query: Any) -> list[str]:
+        page = api.get("enhanced-ai", **query)
+        return [it["enhanced_job_id"] for it in page["enhancements"]]
+
+    assert listed() == ids[::-1]
+    assert listed(job_id=job_id) == [ids[1], ids[0]]
+    assert listed(task="summary") == [ids[2], ids[0]]
+    first = api.get("enhanced-ai", limit=2)
+    assert listed(limit=2, cursor=first["next_cursor"]) == [ids[0]]
+    cancelled = api.ask("POST", f"enhanced-ai/{ids[0]}/cancel").json()
+    assert (cancelled["status"], cancelled["result"]) == ("CANCELLED", None)
+    assert listed(status="CANCELLED") == [ids[0]]
+    api.ask("POST", f"enhanced-ai/{ids[0]}/retry", 409)
+    api.ask("DELETE", f"enhanced-ai/{ids[0]}", httpx.codes.NO_CONTENT)
+    api.get(f"enhanced-ai/{ids[0]}", 404)
+    api.ask("DELETE", f"jobs/{job_id}", httpx.codes.NO_CONTENT)
+    assert listed() == [ids[2]]
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_result_goes_with_its_source_and_is_counted(api: Api, job_id: UUID) -> None:
+    made = ended(api, enhance(api, job_id, "summary")["enhanced_job_id"])["enhanced_job_id"]
+    assert api.count(StoredEnhancement) == 1
+    api.ask("DELETE", f"jobs/{job_id}", httpx.codes.NO_CONTENT)
+    assert api.count(StoredEnhancement) == api.count(Job) == 0
+    with api.database.transaction() as session:
+        # Job, enhancement, part, and the steps: divide, ask, combine.
+        assert session.get_one(Deletion, UUID(made)).rows == 6
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        ({"task": "poem"}, "task"),
+        ({"task": "translate"}, "language"),
+        ({"language": "klingon"}, "language"),
+        ({"task": "prompt"}, "prompt"),
+        ({"task": "prompt", "prompt": " "}, "prompt"),
+        ({"task": "prompt", "prompt": "x" * 8_001}, "prompt"),
+        ({"prompt": "Do it"}, "prompt"),
+        ({"schema": {"type": "object"}}, "schema"),
+        ({"task": "prompt", "prompt": "x", "schema": {"type": "no type"}}, "schema"),
+        ({"model": "x" * 300}, "model"),
+        ({"glossaries": "nobody's"}, "glossaries"),
+        ({"webhook_url": "http://127.0.0.1/"}, "webhook_url"),
+        ({"temperature": 1}, "temperature"),
+    ],
+)
+def test_an_impossible_request_names_its_field(
+    api: Api, job_id: UUID, wanted: dict[str, Any], field: str
+) -> None:
+    body = {"job_id": str(job_id), "task": "summary"} | wanted
+    assert field in api.ask("POST", "enhanced-ai", 422, json=body).json()["detail"]
+    assert api.count(Job) == 1
+
+
+def test_only_a_transcript_of_ones_own_is_enhanced(api: Api, job_id: UUID) -> None:
+    assert enhance(api, api.submit(), "summary", 409)["code"] == "not_ready"
+    foreign = completed_job(api.database, TEXTS, tenant="another")
+    for unknown in (foreign, uuid4()):
+        enhance(api, unknown, "summary", 404)
+    made = enhance(api, job_id, "summary")["enhanced_job_id"]
+    enhance(api, made, "summary", 409)
+    stranger = {"X-Tenant-Id": "another"}
+    for method, path in (
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/cancel"),
+        ("POST", "/retry"),
+        ("GET", "/download"),
+    ):
+        api.ask(method, f"enhanced-ai/{made}{path}", 404, headers=stranger)
+    api.get(f"enhanced-ai/{job_id}", 404)
+
+
+def test_an_upload_asks_for_enhancements_that_begin_when_it_is_completed(api: Api) -> None:
+    wav = ("talk.wav", b"RIFF", "audio/wav")
+    for value, named in (("poem", "enhance"), ("translate", "enhance")):
+        answer = api.ask("POST", "upload", 422, data={"enhance": value}, files={"file": wav})
+        assert named in answer.json()["detail"]
+    body = {"enhance": ["summary", "chapters"], "metadata": {"a": 1}}
+    made = api.ask("POST", "jobs", 201, json=body).json()["job_id"]
+    with api.database.transaction() as session:
+        options = session.get_one(Job, UUID(made)).options
+    assert [it["task"] for it in options["enhance"]] == ["summary", "chapters"]
+    with api.database.transaction() as session:  # as another one, which a worker completes
+        enhance = options["enhance"]
+        session.delete(session.get_one(Job, UUID(made)))
+    job_id = api.submit(options=Options(enhance=tuple(enhance)))
+    assert api.get(f"status/{job_id}")["enhancements"] == []
+    api.complete()
+    listed = api.get(f"status/{job_id}")["enhancements"]
+    assert [(it["task"], it["status"]) for it in listed] == [
+        ("summary", "PENDING"),
+        ("chapters", "PENDING"),
+    ]
+
+
+def test_without_a_server_the_setting_is_named(alone: StartGateway, database_url: str) -> None:
+    gateway = alone()
+    with Database(database_url) as database:
+        job_id = completed_job(database, TEXTS)
+    body = {"job_id": str(job_id), "task": "summary"}
+    answer = gateway.http.post("/api/v1/enhanced-ai", json=body)
+    assert answer.status_code == 422
+    assert "ENHANCED_AI_BASE_URL" in answer.json()["detail"]
+    answer = gateway.http.post("/api/v1/jobs", json={"enhance": "summary"})
+    assert answer.status_code == 422
+    assert "ENHANCED_AI_BASE_URL" in answer.json()["detail"]

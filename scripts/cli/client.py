@@ -70,6 +70,8 @@ WARNINGS = {
     "moderation_failed": "some segments could not be moderated; the text is complete",
     "diarization_failed": "in some of it the speakers are not known; the text is complete "
     "(steno retry ID tries again)",
+    "enhancement_incomplete": "the language model gave no usable answer about some of it "
+    "(steno retry ID tries again)",
     "fewer_speakers": "fewer speakers were found than requested",
     "review_timed_out": "nobody approved its text in time (REVIEW_TIMEOUT)",
     "glossary_truncated": "not all words of its glossaries are hotwords: there was no room",

@@ -21,8 +21,10 @@ from common.db.database import Database
 from common.db.migrate import revisions
 from common.db.vault import VOICES, Cipher
 from common.db.voices import count_voices
+from common.domain.chat import Message
 from common.domain.models import SPEAKER_NETWORKS
-from common.errors import ModerationOff, SetupProblem, StenoError
+from common.errors import AnswerTruncated, ModerationOff, SetupProblem, StenoError
+from common.llm.openai_chat import open_chat
 from common.redis.queue import StepQueue, connect
 from common.settings import INSTALLED, ROOT, Settings
 from common.weights.manifest import Manifest
@@ -53,6 +55,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _weights(settings)
     yield _moderation(settings)
     yield _speakers(settings)
+    yield _language_model(settings)
     yield _data_dir(settings.storage.data_dir.absolute())
     yield _disk(settings.storage.data_dir.absolute())
     yield _postgres(settings, running)
@@ -135,6 +138,21 @@ def _speakers(settings: Settings) -> Check:
         return Check("speakers", f"{names} will be fetched for the first job with diarize")
     commands = " && ".join(it.pull_command for it in lacking)
     return Check("speakers", f"not possible without {names}; to have them, run: {commands}")
+
+
+def _language_model(settings: Settings) -> Check:
+    """A short question to the server of language models, if there is one."""
+    what = "language"
+    if settings.enhanced_ai.base_url is None:
+        return Check(what, "no language model (ENHANCED_AI_BASE_URL)")
+    try:
+        chat = open_chat(settings)
+        answer = chat.ask([Message("user", "Answer with one word.")], max_tokens=64)
+    except AnswerTruncated:
+        return Check(what, f"{settings.enhanced_ai.model} answers")
+    except StenoError as error:
+        return Check(what, error.message, "check ENHANCED_AI_BASE_URL, its key and its model")
+    return Check(what, f"{answer.model} answers in {answer.elapsed_ms / 1000:.1f} s")
 
 
 def _data_dir(data_dir: Path) -> Check:

@@ -457,6 +457,11 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
 @click.option("--hotwords", metavar="TEXT", help="Names and terms that are likely to occur.")
 @click.option("--glossaries", metavar="NAMES", help="Glossaries, separated by commas; or none.")
 @click.option(
+    "--enhance",
+    metavar="TASKS",
+    help="What a language model makes of the text, such as summary,chapters.",
+)
+@click.option(
     "--no-word-timestamps",
     "word_timestamps",
     is_flag=True,

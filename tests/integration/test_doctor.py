@@ -18,6 +18,7 @@ from scripts.cli.cli import steno
 from scripts.stack.embedded import EmbeddedPostgres, free_port
 from scripts.stack.running import find_running
 from scripts.stack.stack import Stack
+from tests.support.scripted_chat import ChatScript, answer
 from tests.support.service import wait_until
 
 
@@ -43,6 +44,14 @@ def test_a_machine_where_all_is_well_passes_and_nothing_is_left_on_it(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_language_model_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ChatScript.of(answer("Yes.")) as server:
+        monkeypatch.setenv("ENHANCED_AI_BASE_URL", server.base_url)
+        monkeypatch.setenv("ENHANCED_AI_MODEL", "m")
+        assert "m-1 answers" in run("doctor")
+        assert len(server.seen) == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -59,9 +68,20 @@ def test_a_machine_where_all_is_well_passes_and_nothing_is_left_on_it(tmp_path: 
             ["check DATABASE_URL and that it is up", "check REDIS_URL and that it is up"],
         ),
         ({"REDIS_URL": "http://127.0.0.1"}, ["check REDIS_URL"]),
+        (
+            {"ENHANCED_AI_BASE_URL": "http://127.0.0.1:9/v1", "ENHANCED_AI_MODEL": "m"},
+            ["it cannot be reached", "-> check ENHANCED_AI_BASE_URL"],
+        ),
+        (
+            {"ENHANCED_AI_BASE_URL": "http://127.0.0.1:9/v1"},
+            ["set ENHANCED_AI_MODEL"],
+        ),
         ({"DATA_DIR": "{tmp}/file/data"}, ["-> choose another folder with DATA_DIR"]),
     ],
-    ids=["weights", "moderation model", "servers", "address", "data directory"],
+    ids=[
+        *("weights", "moderation model", "servers", "address", "language model"),
+        *("no language model", "data directory"),
+    ],
 )
 def test_a_fault_is_named_with_the_way_to_put_it_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], named: list[str]

@@ -48,7 +48,12 @@ QUERIES = [
 
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, str]:
-    return {"GATEWAY_API_KEY": KEY, "EGRESS_ALLOW": "127.0.0.0/8"}
+    return {
+        "GATEWAY_API_KEY": KEY,
+        "EGRESS_ALLOW": "127.0.0.0/8",
+        "ENHANCED_AI_BASE_URL": f"{ITS_PLACE}/v1",
+        "ENHANCED_AI_MODEL": "m",
+    }
 
 
 @pytest.fixture
@@ -123,6 +128,8 @@ class Curl:
             self.variables["SESSION"] = found[1]
         elif url.endswith(("/upload", "/api/v1/jobs")) and "job_id" in answer.json():
             self.variables["ID"] = answer.json()["job_id"]
+        elif url.endswith("/enhanced-ai"):
+            self.variables["ENHANCED"] = answer.json()["enhanced_job_id"]
         elif url.endswith("/api/v1/webhooks"):
             self.variables["WEBHOOK"] = answer.json()["id"]
         elif url.endswith("/test"):

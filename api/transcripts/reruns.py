@@ -104,6 +104,7 @@ async def rerun(
         identify=False,
         review=False,
         detect_in=None,
+        enhance=(),
         span=span,
     )
     job = replace(

@@ -200,6 +200,11 @@ def test_a_result_goes_with_its_source_and_is_counted(api: Api, job_id: UUID) ->
         ({"prompt": "Do it"}, "prompt"),
         ({"schema": {"type": "object"}}, "schema"),
         ({"task": "prompt", "prompt": "x", "schema": {"type": "no type"}}, "schema"),
+        ({"task": "prompt", "prompt": "a\0b"}, "prompt"),
+        (
+            {"task": "prompt", "prompt": "x", "schema": {"type": "object", "title": "a\0"}},
+            "schema",
+        ),
         ({"model": "x" * 300}, "model"),
         ({"glossaries": "nobody's"}, "glossaries"),
         ({"webhook_url": "http://127.0.0.1/"}, "webhook_url"),

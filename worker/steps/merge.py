@@ -336,7 +336,9 @@ def _manifest(
         "encoders": sorted({segment.encoder for segment in transcript.segments} - {None}),
         "language_probabilities": languages or None,
         # Without the words of the glossaries: the job's own options have them.
-        "options": {name: it for name, it in job.options.items() if name != "glossaries"},
+        "options": {
+            name: it for name, it in job.options.items() if name not in ("glossaries", "enhance")
+        },
         "glossaries": {it.name: len(it.entries) for it in options.glossaries},
         "moderation": None if models is None else [by.to_json() for by in models],
         "channels": channels,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from common.domain.enhancement import Budget, Enhancement, checked
+from common.domain.enhancing.answers import is_storable
 from common.domain.enhancing.tasks import Task
 from common.domain.languages import LANGUAGES
-from common.errors import FieldMissing
+from common.errors import FieldMissing, SchemaRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,9 @@ class EnhancementOptions:
         if self.task is Task.TRANSLATE and self.language is None:
             raise FieldMissing(field="language")
         work = checked(self.work(next(iter(LANGUAGES))))
+        for field, text in (("prompt", work.prompt or ""), ("schema", json.dumps(work.schema))):
+            if not is_storable(text):
+                raise SchemaRefused(field=field, reason="it has characters that are no text")
         return replace(self, schema=work.schema)
 
     def work(self, spoken: str) -> Enhancement:

@@ -8,9 +8,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from api.http.fields import OneLine, Prose, RequestDocument, Word
+from api.http.fields import Note, OneLine, Prose, RequestDocument, Word
 from api.http.pagination import NextCursor
-from api.transcripts.edits import Note
 from common.domain.enhancement import MAX_PROMPT_LENGTH
 from common.domain.enhancing.tasks import Task
 from common.domain.job import JobStatus

@@ -14,8 +14,10 @@ from click.testing import CliRunner, Result
 
 from common.audio import channels, decode
 from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
+from common.domain.glossary import GLOSSARY_TRUNCATED
 from common.domain.job import (
     DIARIZATION_FAILED,
+    ENHANCEMENT_INCOMPLETE,
     MODERATION_FAILED,
     OF_IDENTIFICATION,
     REVIEW_TIMED_OUT,
@@ -166,6 +168,7 @@ def test_every_warning_there_is_has_human_words() -> None:
     codes = {"no_speech", OTHER_AUDIO_TRACK, MODERATION_FAILED, SEVERAL_MODELS}
     codes |= {merge.NO_TEXT, merge.TOO_SHORT, merge.DOUBTFUL_TEXT}
     codes |= {DIARIZATION_FAILED, merge.FEWER_SPEAKERS, REVIEW_TIMED_OUT, *OF_IDENTIFICATION}
+    codes |= {GLOSSARY_TRUNCATED, ENHANCEMENT_INCOMPLETE}
     codes |= {LANGUAGE_MISMATCH, MIXED_LANGUAGES, LANGUAGE_UNCERTAIN}
     codes |= {decode.TRUNCATED, decode.DAMAGED, decode.GAPS, decode.CLOCK_JUMPED}
     codes |= {channels.ONE_CHANNEL, channels.IDENTICAL_CHANNELS}

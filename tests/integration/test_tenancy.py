@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -14,9 +15,12 @@ from sqlalchemy import delete
 from common.db.database import Database
 from common.db.keys import Keys
 from common.db.streams import COMPLETED, Streams
-from common.db.tables import Step, StoredGlossary, Voice, WebhookDelivery, WebhookEndpoint
-from common.domain.job import StepStatus
+from common.db.tables import Job, Step, StoredGlossary, Voice, WebhookDelivery, WebhookEndpoint
+from common.domain.enhancing.options import EnhancementOptions
+from common.domain.enhancing.tasks import Task
+from common.domain.job import JobStatus, StepStatus
 from common.domain.keys import Scope
+from common.domain.pipeline import CHAT_ENGINE, ENHANCEMENT
 from tests.support.audio_files import make_wav, tone
 from tests.support.factories import (
     claim_next,
@@ -44,6 +48,7 @@ BODIES = {
     "/api/v1/jobs/{job_id}/transcript": {
         "edits": [{"op": "insert", "start": 0, "end": 1, "text": "a"}]
     },
+    "/api/v1/enhanced-ai/{enhanced_job_id}/apply": {"edits": "all"},
 }
 """Bodies of operations that do not accept an empty one, by path."""
 HEADERS = {"/api/v1/jobs/{job_id}/transcript": {"If-Match": "*"}}
@@ -153,7 +158,19 @@ def make_ours(gateway_database: Database) -> Callable[[], Ids]:
             glossary = StoredGlossary(
                 tenant=OURS, name=f"ours {job_id}", entries=[], rewrite=False, is_default=False
             )
-            session.add_all([endpoint, voice, glossary])
+            wanted = EnhancementOptions(Task.PUNCTUATE, "m", 8192, 4096)
+            enhancement = Job(
+                id=uuid4(),
+                tenant=OURS,
+                source_id=job_id,
+                kind=ENHANCEMENT.kind,
+                status=JobStatus.COMPLETED,
+                engine=CHAT_ENGINE,
+                model="m",
+                language="en",
+                options={ENHANCEMENT.kind: wanted.to_json()},
+            )
+            session.add_all([endpoint, voice, glossary, enhancement])
             session.flush()
             delivery = WebhookDelivery(
                 tenant=OURS,
@@ -174,6 +191,7 @@ def make_ours(gateway_database: Database) -> Callable[[], Ids]:
                 "delivery_id": str(delivery.id),
                 "voice_id": str(voice.id),
                 "glossary_id": str(glossary.id),
+                "enhanced_job_id": str(enhancement.id),
             }
 
     return make

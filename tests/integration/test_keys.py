@@ -220,8 +220,8 @@ def test_keys_are_made_listed_and_revoked_over_http(gateway: GatewayProcess) -> 
         ({"name": "a\x00b"}, "name"),
         ({"name": "a", "scopes": ["write"]}, "scopes"),
         ({"name": "a", "scopes": []}, "scopes"),
-        ({"name": "a", "limits": {"requests_per_hour": 1}}, "requests_per_hour"),
-        ({"name": "a", "limits": {"concurrent_jobs": -1}}, "concurrent_jobs"),
+        ({"name": "a", "limits": {"requests_per_hour": 1}}, "limits.requests_per_hour"),
+        ({"name": "a", "limits": {"concurrent_jobs": -1}}, "limits.concurrent_jobs"),
         ({"name": "a", "expires_in_seconds": 0}, "expires_in_seconds"),
     ],
 )

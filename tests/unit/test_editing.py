@@ -37,8 +37,8 @@ from common.domain.transcript import Transcript, segments_from_json, segments_to
 from common.domain.values import Detected, Segment, Span, Word
 from common.errors import (
     BadInput,
-    Conflict,
     FieldMissing,
+    NoSpeakers,
     OptionConflict,
     OutOfRange,
     StenoError,
@@ -509,8 +509,11 @@ BLANK = (
         ([Join(0, 2)], OutOfRange, "edits[0].last must be from 0 to 1; got 2"),
         (
             [Replace(0, speaker=A)],
-            Conflict,
-            "The job has no speakers: it was sent without diarize=true",
+            NoSpeakers,
+            (
+                "The job has no speakers: it was sent without diarize=true, or no channels were"
+                " separated"
+            ),
         ),
     ],
 )

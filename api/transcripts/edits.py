@@ -18,13 +18,10 @@ MOST = 10_000_000
 Index = Annotated[int, Field(ge=0, le=MOST, examples=[3])]
 Time = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False, examples=[12.5])]
 
-LATEST_MS = 1e15
-"""Beyond all recordings, and no infinity."""
-
 
 def milliseconds(value: float) -> int:
-    """A time of the API, in seconds; beyond all recordings it is the latest of them."""
-    return round(min(value * 1000, LATEST_MS))
+    """A time of the API, in seconds."""
+    return round(value * 1000)
 
 
 class Replace(RequestDocument):

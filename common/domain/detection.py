@@ -52,7 +52,7 @@ class Detection:
         self._asked.append((max(1, speech_ms), languages))
 
     @property
-    def is_at_rest(self) -> bool:
+    def is_settled(self) -> bool:
         """Whether more windows are unlikely to change the language."""
         sure = self._sure()
         return len(sure) >= AGREEING and len({_first(each) for _, each in sure}) == 1

@@ -66,11 +66,11 @@ def test_without_windows_no_language_is_found() -> None:
     assert Detection().warnings == []
 
 
-def test_it_is_at_rest_when_enough_windows_are_sure_and_agree() -> None:
-    assert not detection((9_000, ENGLISH), (9_000, ENGLISH)).is_at_rest
-    assert not detection((9_000, ENGLISH), (9_000, ENGLISH), (9_000, MUSIC)).is_at_rest
-    assert not detection(*[(9_000, ENGLISH)] * 3, (9_000, VIETNAMESE)).is_at_rest
-    assert detection(*[(9_000, ENGLISH)] * 3, (9_000, MUSIC)).is_at_rest
+def test_it_is_settled_when_enough_windows_are_sure_and_agree() -> None:
+    assert not detection((9_000, ENGLISH), (9_000, ENGLISH)).is_settled
+    assert not detection((9_000, ENGLISH), (9_000, ENGLISH), (9_000, MUSIC)).is_settled
+    assert not detection(*[(9_000, ENGLISH)] * 3, (9_000, VIETNAMESE)).is_settled
+    assert detection(*[(9_000, ENGLISH)] * 3, (9_000, MUSIC)).is_settled
 
 
 @given(st.lists(st.integers(0, 30_000), max_size=60))

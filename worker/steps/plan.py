@@ -259,7 +259,7 @@ class _Planning:
             if self._languages:
                 languages = among(languages, self._languages)
             self.detection.add(spoken_ms[index], languages)
-            if self.detection.is_at_rest:
+            if self.detection.is_settled:
                 return
 
     @property

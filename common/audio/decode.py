@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import av
 import numpy as np
@@ -277,17 +277,18 @@ class BlockDecoder(AudioDecoder):
         DecodeFailed: as for `AudioDecoder`; and at the end, when nothing could be decoded.
     """
 
+    _mono: ClassVar[bool]
+    """Whether blocks are of the mix of all channels."""
+
     def __init__(
         self,
         source: Path | BinaryIO,
-        block_ms: int,
-        track: int | None,
+        block_ms: int = BLOCK_MS,
+        track: int | None = None,
         *,
-        mono: bool,
         start_ms: int = 0,
     ) -> None:
-        super().__init__(source, track, mono=mono, rate=SAMPLE_RATE, start_ms=start_ms)
-        self._mono = mono
+        super().__init__(source, track, mono=self._mono, rate=SAMPLE_RATE, start_ms=start_ms)
         self._block_samples = block_ms * SAMPLES_PER_MS
         self.samples = 0
         """The number of samples of each channel yielded."""
@@ -324,29 +325,13 @@ class BlockDecoder(AudioDecoder):
 class MonoDecoder(BlockDecoder):
     """Decodes a recording to mono: blocks of shape (samples,)."""
 
-    def __init__(
-        self,
-        source: Path | BinaryIO,
-        block_ms: int = BLOCK_MS,
-        track: int | None = None,
-        *,
-        start_ms: int = 0,
-    ) -> None:
-        super().__init__(source, block_ms, track, mono=True, start_ms=start_ms)
+    _mono = True
 
 
 class ChannelDecoder(BlockDecoder):
     """Decodes the channels of a recording separately: blocks of shape (samples, channels)."""
 
-    def __init__(
-        self,
-        source: Path | BinaryIO,
-        block_ms: int = BLOCK_MS,
-        track: int | None = None,
-        *,
-        start_ms: int = 0,
-    ) -> None:
-        super().__init__(source, block_ms, track, mono=False, start_ms=start_ms)
+    _mono = False
 
 
 class _MediaClock:

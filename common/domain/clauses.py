@@ -1,7 +1,7 @@
 """Where a sentence may be broken: after its clauses, before some words, never inside a name.
 
-All of it is told from the letters of neighbouring words, for any language; the words listed here
-are English and Vietnamese. A Vietnamese word of several syllables is not recognized as one, so a
+All of it follows from the letters of neighbouring words, in any language; the words listed here are
+English and Vietnamese. A Vietnamese word of several syllables is not recognized as one, so a
 break goes before a function word where it can: those begin no such word.
 """
 

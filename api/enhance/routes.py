@@ -47,7 +47,6 @@ from common.errors import (
     NotReady,
     OptionConflict,
     OutOfRange,
-    PreconditionMissing,
     StaleRevision,
 )
 
@@ -229,8 +228,6 @@ async def apply(
     Nothing is applied by itself. 412: the transcript has changed since the proposals were made.
     """
     found = await _found(services, caller, enhanced_job_id)
-    if if_match is None:
-        raise PreconditionMissing
     number = based_on_of(if_match)
     result = _result(found, Task.CORRECT, Task.PUNCTUATE)
     chosen = _chosen(result.get("edits") or result.get("segments") or [], wanted)

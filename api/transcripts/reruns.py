@@ -13,14 +13,14 @@ from pydantic.json_schema import SkipJsonSchema
 from api.auth.callers import Caller, Transcriber
 from api.http.fields import RequestDocument
 from api.http.problems import documented, validated
-from api.jobs.resolving import Resolver
+from api.jobs.resolving import DECODING, Resolver
 from api.jobs.schemas import Status, UploadOptions
 from api.services import Services, ServicesDep
 from api.transcripts.edits import Time, milliseconds
 from common.db.jobs import NewJob
 from common.domain.job import Priority
 from common.domain.pipeline import RERUN
-from common.domain.request import Decoding, Options
+from common.domain.request import Options
 from common.domain.results import seconds
 from common.domain.values import MAX_WINDOW_MS, Span
 from common.errors import OutOfRange
@@ -78,11 +78,7 @@ async def rerun(
         | given,
     )
     job = await services.get(Resolver).resolve(uuid4(), asked)
-    decoding = {
-        name: getattr(job.options.decoding, name)
-        for name in Decoding.__dataclass_fields__
-        if name in given
-    }
+    decoding = {name: getattr(job.options.decoding, name) for name in DECODING & given.keys()}
     if options.languages and not given.keys() & {"model", "engine", "language"}:
         # Each part is transcribed in its own language, as before.
         job = replace(job, engine=source.engine, model=source.model, language=source.language)

@@ -100,8 +100,6 @@ async def edit(
     Words that stay keep their times; new ones are `estimated` until a worker has aligned them to
     the audio. 412: somebody else has made a revision meanwhile.
     """
-    if if_match is None:
-        raise PreconditionMissing
     made = [each.edit() for each in edits.edits]
 
     def change(transcript: Transcript) -> tuple[Transcript, list[Any]]:
@@ -235,12 +233,15 @@ def tag_of(row: TranscriptRevision, refining: StepStatus | None = None) -> str:
     return f'"{row.revision}-{row.refinements}{unsettled}"'
 
 
-def based_on_of(if_match: str) -> int | None:
+def based_on_of(if_match: str | None) -> int | None:
     """The revision that a header If-Match names, refined or not; None: any.
 
     Raises:
+        PreconditionMissing: there is no such header.
         OutOfRange: it names none, or several.
     """
+    if if_match is None:
+        raise PreconditionMissing
     if if_match.strip() == "*":
         return None
     found = _TAG.fullmatch(if_match.strip())

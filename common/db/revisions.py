@@ -213,9 +213,8 @@ def add_revision(
     manifest = newest.manifest
     if rerun is not None:
         manifest = {**manifest, "reruns": [*manifest.get("reruns", []), rerun]}
-    models = transcript.moderated_by
-    if models is not None:
-        manifest = {**manifest, "moderation": [it.to_json() for it in models]}
+    if transcript.moderated_by is not None:
+        manifest = {**manifest, "moderation": transcript.models_to_json()}
     revision = TranscriptRevision(
         job_id=job.id,
         language=transcript.language,

@@ -65,6 +65,11 @@ class Transcript:
             None if diarization is None else Diarization.from_json(diarization),
         )
 
+    def models_to_json(self) -> list[dict[str, Any]] | None:
+        """The stored form of ``moderated_by``, as the manifest has it."""
+        models = self.moderated_by
+        return None if models is None else [by.to_json() for by in models]
+
     @property
     def text(self) -> str:
         """The whole text on one line."""

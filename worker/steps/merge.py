@@ -322,7 +322,6 @@ def _manifest(
 ) -> dict[str, Any]:
     """Everything that the text depends on: enough to reproduce it."""
     assert job.recording is not None  # noqa: S101 - the phase that fetches it comes first
-    models = transcript.moderated_by
     language = job.transcription.detected_language or job.language
     weights_sha256 = job.transcription.weights_sha256
     channels = job.transcription.channels
@@ -340,7 +339,7 @@ def _manifest(
             name: it for name, it in job.options.items() if name not in ("glossaries", "enhance")
         },
         "glossaries": {it.name: len(it.entries) for it in options.glossaries},
-        "moderation": None if models is None else [by.to_json() for by in models],
+        "moderation": transcript.models_to_json(),
         "channels": channels,
         "diarization": None if channels or not job.options.get("diarize") else _diarized_by(chunks),
         "versions": {name: version(name) for name in VERSIONS},

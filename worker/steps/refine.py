@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from loguru import logger
 
@@ -46,7 +45,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
             complete = refinement(complete)
         except StenoError as error:
             failure = error
-    manifest = _manifest(revision.manifest, complete)
+    manifest = {**revision.manifest, "moderation": complete.models_to_json()}
     with_retries(context.steps.write, claim, refined(complete, manifest))
     # Scores and probabilities are rounded now: the files have what downloads have.
     stored = with_retries(context.transcriptions.newest, claim.job_id)
@@ -105,8 +104,3 @@ def _aligned(context: Context, claim: Claim, transcript: Transcript) -> Transcri
             (words,) = engine.align([samples], [passage.texts], options)
             aligned.append((passage, words))
     return replace(transcript, segments=with_times(transcript.segments, aligned))
-
-
-def _manifest(manifest: dict[str, Any], transcript: Transcript) -> dict[str, Any]:
-    models = transcript.moderated_by
-    return {**manifest, "moderation": None if models is None else [it.to_json() for it in models]}

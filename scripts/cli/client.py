@@ -188,13 +188,7 @@ class Gateway:
 
     def revisions(self, job_id: str) -> Iterator[dict[str, Any]]:
         """All revisions of a job's transcript, newest first, without their texts."""
-        cursor: dict[str, str] = {}
-        while True:
-            page = self._json("GET", f"/jobs/{job_id}/revisions", params=cursor)
-            yield from page["revisions"]
-            if page["next_cursor"] is None:
-                return
-            cursor = {"cursor": page["next_cursor"]}
+        return self._pages(f"/jobs/{job_id}/revisions", "revisions")
 
     def difference(self, job_id: str, old: int, new: int) -> list[dict[str, Any]]:
         """What to change in one revision to get another."""
@@ -220,13 +214,23 @@ class Gateway:
 
     def jobs(self, **query: object) -> Iterator[dict[str, Any]]:
         """Jobs, newest first, asked for a page at a time; ``query`` as the gateway takes it."""
-        cursor: dict[str, str] = {}
-        while True:
-            page = self._json("GET", "/jobs", params={**query, **cursor})
-            yield from page["jobs"]
-            if page["next_cursor"] is None:
-                return
-            cursor = {"cursor": page["next_cursor"]}
+        return self._pages("/jobs", "jobs", **query)
+
+    def search(self, **query: object) -> Iterator[dict[str, Any]]:
+        """Where something was said, the best places first; ``query`` as the gateway takes it."""
+        return self._pages("/search", "results", **query)
+
+    def enhance(self, job_id: str, task: str, **wanted: Any) -> dict[str, Any]:
+        """Have a language model work on a job's text, in a job of its own."""
+        return self._json("POST", "/enhanced-ai", json={"job_id": job_id, "task": task, **wanted})
+
+    def enhancement(self, enhanced_job_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/enhanced-ai/{enhanced_job_id}")
+
+    def enhanced_file(self, enhanced_job_id: str, ending: str) -> str:
+        """The text that a language model made of a transcript, with its times, as a file."""
+        path = f"/enhanced-ai/{enhanced_job_id}/download"
+        return self._send("GET", path, params={"format": ending}).text
 
     def keys(self, tenant: str | None) -> list[dict[str, Any]]:
         """The keys of ``tenant``, by default the caller's own; for admins, like the next two."""
@@ -285,6 +289,16 @@ class Gateway:
         """`download` to ``target``, whole or not at all."""
         with self.download(job_id, ending, flag=flag, layout=layout) as (_, pieces):
             _write_atomically(target, pieces)
+
+    def _pages(self, path: str, name: str, **query: object) -> Iterator[dict[str, Any]]:
+        """The items of a list, called ``name``, which is requested a page at a time."""
+        cursor: dict[str, str] = {}
+        while True:
+            page = self._json("GET", path, params={**query, **cursor})
+            yield from page[name]
+            if page["next_cursor"] is None:
+                return
+            cursor = {"cursor": page["next_cursor"]}
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         with self._errors():

@@ -17,6 +17,8 @@ import pytest
 from scripts.stack.running import find_running
 from tests.support.cli import start_steno
 from tests.support.frozen import SENTENCE
+from tests.support.obedient_chat import obedient
+from tests.support.scripted_chat import ChatScript
 from tests.support.service import wait_until, write_wav
 from tests.support.speech import silence, speak
 
@@ -51,9 +53,17 @@ def started(
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where a stack is up."""
+    """Where a stack is up, with the server of a language model."""
     data_dir = tmp_path_factory.mktemp("data")
-    with started(data_dir, "up", "--port", "0", "--workers", "1") as up:
+    with (
+        ChatScript(obedient) as chat,
+        started(
+            data_dir,
+            *("up", "--port", "0", "--workers", "1"),
+            ENHANCED_AI_BASE_URL=f"{chat.url}/v1",
+            ENHANCED_AI_MODEL="m-1",
+        ) as up,
+    ):
         wait_until(lambda: find_running(data_dir), "the stack", UP_WITHIN_S)
         yield data_dir
         up.send_signal(signal.SIGINT)
@@ -93,6 +103,40 @@ def test_a_finished_job_can_be_read_later(data_dir: Path, talk: Path, tmp_path: 
     cancelled = steno(data_dir, "cancel", job_id)
     assert cancelled.returncode == 1
     assert cancelled.stderr == "steno: The job is COMPLETED and cannot be cancelled\n"
+
+
+def test_a_finished_text_is_found_transcribed_again_in_part_and_enhanced(
+    data_dir: Path, talk: Path
+) -> None:
+    sent = steno(data_dir, "transcribe", talk, "-l", "en")
+    job_id = re.findall(r"job ([0-9a-f-]{36})", sent.stderr)[0]
+
+    found = steno(data_dir, "search", "BRÓWN", "fox", "--in", job_id)
+    assert found.stderr == ""
+    place, excerpt = found.stdout.splitlines()
+    assert place.startswith(f"{job_id}  0:0")
+    assert "quick brown fox" in excerpt
+    [hit] = json.loads(steno(data_dir, "search", "fox", "--in", job_id, "--json").stdout)
+    assert hit["job_id"] == job_id
+    nothing = steno(data_dir, "search", "walrus", "--in", job_id)
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert nothing.stderr == "steno: nobody said that in these texts\n"
+
+    again = steno(data_dir, "rerun", job_id, "0", "0:02.5", "--beam-size", "2")
+    assert again.returncode == 0, again.stderr
+    assert "quick brown fox" in again.stdout
+    revised = json.loads(steno(data_dir, "result", job_id, "--json").stdout)
+    assert revised["revision"] == 2
+    beyond = steno(data_dir, "rerun", job_id, "1:00", "2:00")
+    assert beyond.returncode == 1
+    assert re.fullmatch(r"steno: end must be at most .*; got 120.0\n", beyond.stderr)
+
+    summary = steno(data_dir, "enhance", job_id, "summary")
+    assert summary.returncode == 0, summary.stderr
+    assert "quick brown fox" in summary.stdout
+    translated = steno(data_dir, "enhance", job_id, "translate", "-l", "vi", "-f", "srt")
+    assert translated.stdout.startswith("1\n00:00:0")
+    assert "prompt is missing" in steno(data_dir, "enhance", job_id, "prompt").stderr
 
 
 def test_bad_recordings_are_named_and_good_ones_are_transcribed(

@@ -169,8 +169,8 @@ class Project:
                 "COMPOSE_PROFILES": ",".join(self._profiles),
             }
             self._look_at_the_engine()
-            if self.containers(stopped=True):
-                self.down()
+            # A run that was killed may have left only its volumes, with other passwords.
+            self.down()
             stack.enter_context(_Followers(self._env, self.logs_folder))
             stack.callback(self._leave)
             self._stack = stack.pop_all()

@@ -53,7 +53,7 @@ class Split(RequestDocument):
     segment: Index
     at: Time | SkipJsonSchema[None] = None
     word: Index | SkipJsonSchema[None] = None
-    """The number of a word of the segment, from 1: the second part begins with it."""
+    """The index, from 0, of the word that the second part begins with."""
 
     def edit(self) -> editing.Split:
         at_ms = None if self.at is None else milliseconds(self.at)

@@ -212,7 +212,7 @@ class DueSteps:
 
     def _served(self, tenant: TenantTurn, job: JobTurn, step: Row[Any]) -> None:
         self.session.execute(delete(Outbox).where(Outbox.id == step.outbox_id))
-        if self._has_steps(job):
+        if _has_steps(self.session, job.job_id):
             job.size = _size(step)
         else:
             self.session.delete(job)
@@ -223,7 +223,7 @@ class DueSteps:
 
     def _without_step(self, job: JobTurn) -> None:
         """Skip the job: its steps are claimed, or are being claimed, or are not for us."""
-        if self._has_steps(job):
+        if _has_steps(self.session, job.job_id):
             self._busy_jobs.add(job.job_id)
         else:
             self.session.delete(job)
@@ -242,9 +242,6 @@ class DueSteps:
             return True
         tenant.size = size
         return False
-
-    def _has_steps(self, job: JobTurn) -> bool:
-        return bool(self.session.scalar(select(exists().where(Outbox.job_id == job.job_id))))
 
 
 def is_known(job_id: UUID, kind: str) -> bool:
@@ -266,8 +263,16 @@ def _log_unknown(job_id: UUID, kind: str) -> None:
 
 def leave_queue(session: Session, job_id: UUID) -> None:
     """Remove a job that ends from the queue, unless a step that follows its end is queued."""
-    queued = exists().where(Outbox.job_id == job_id)
-    session.execute(delete(JobTurn).where(JobTurn.job_id == job_id, ~queued))
+    turn = select(JobTurn).where(JobTurn.job_id == job_id).with_for_update()
+    found = session.scalar(turn)
+    # Only now: a dispatcher may have queued such a step until the row was locked.
+    if found is not None and not _has_steps(session, job_id):
+        session.delete(found)
+
+
+def _has_steps(session: Session, job_id: UUID) -> bool:
+    """Whether any of the job's steps are queued."""
+    return bool(session.scalar(select(exists().where(Outbox.job_id == job_id))))
 
 
 def joining(jobs: Sequence[Any]) -> dict[str, list[Any]]:

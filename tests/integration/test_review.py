@@ -20,6 +20,7 @@ from sqlalchemy import func, select, text, update
 from common.audio.wav import wav_header
 from common.db.database import Database
 from common.db.deletions import Deletions
+from common.db.due_steps import DueSteps
 from common.db.flow import OPEN
 from common.db.jobs import Jobs
 from common.db.keys import Tenants
@@ -33,6 +34,7 @@ from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from common.domain.speakers import Diarization, SpeakerCount, Turn
+from common.domain.transcript import Origin
 from common.domain.values import Span
 from common.errors import Conflict, DecodeFailed, ModerationOff, NotFound, TooManyJobs
 from scripts.cli.cli import steno
@@ -53,7 +55,7 @@ from tests.support.factories import (
     stored_segment,
     submit_job,
 )
-from tests.support.service import Start, wait_until
+from tests.support.service import Start, wait_until, waits_for_a_lock
 
 RECORDING = wav_header(16_000, 1, 16_000) + bytes(32_000)
 REVIEWED = Options(review=True)
@@ -573,6 +575,31 @@ def test_of_all_who_decide_about_it_at_once_one_wins(
         assert ended == [f"transcription.{job.status.lower()}"]
         timed_out, cancelled = "review_timed_out" in job.warnings, job.status == "CANCELLED"
         assert [job.reviewed_by is not None, timed_out, cancelled].count(True) == 1
+
+
+def test_an_edit_that_is_queued_as_the_job_is_approved_is_refined(
+    database: Database, steps: Steps, jobs: Jobs
+) -> None:
+    job_id = in_review(database, steps)
+
+    def edit() -> None:
+        author = Author()
+        Revisions(database, TENANT).change(
+            job_id, lambda it: (it, []), origin=Origin.EDIT, author=author
+        )
+
+    edit()
+    assert steps.publish(0, lambda _: None) == 0  # the job is queued
+    edit()
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as dispatching:
+            due = DueSteps(dispatching)
+            assert due.lock()
+            due.enqueue()
+            approving = pool.submit(jobs.approve, job_id)
+            wait_until(lambda: waits_for_a_lock(database), "the approval to wait")
+        approving.result()
+    assert claim_next(steps).kind == StepKind.REFINE
 
 
 def test_a_tenant_that_is_not_set_reviews_nothing(database: Database) -> None:

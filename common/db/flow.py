@@ -91,11 +91,14 @@ class Flow:
     def step_ended(self, kind: str, part: Part | None, *, done: bool) -> list[UUID]:
         """Add the steps that follow a step that is done, or that failed with only a warning.
 
-        After a failed step, the later steps of its part are skipped.
+        After a failed step, the later steps of its part are skipped. One that follows a change of
+        the result leaves its warning, until there is another one of it.
         """
-        if kind in self._pipeline.kinds_afterwards:
-            return []
         step = self._pipeline.step(kind)
+        if step in self._pipeline.afterwards:
+            if not done:
+                self._job.warnings = [*self._job.warnings, step.warning]
+            return []
         if part is None:
             if self._phase.each:
                 self._job.parts_known = True
@@ -119,6 +122,8 @@ class Flow:
         """
         before = (Step.job_id == self._job.id, Step.kind == kind)
         self._session.execute(delete(Step).where(*before))
+        warning = self._pipeline.step(kind).warning
+        self._job.warnings = [it for it in self._job.warnings if it != warning]
         return add_steps(self._session, self._job.id, [kind], [None])
 
     def go_back(self, name: str, parts: Sequence[NewPart]) -> list[UUID]:

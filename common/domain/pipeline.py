@@ -153,7 +153,8 @@ class Pipeline:
     units_a_part: int = 1
     afterwards: tuple[StepType, ...] = ()
     """Steps of the whole job that follow a change of its result (`Flow.add_afterwards`). They have
-    a warning, and affect neither the job's status nor its progress."""
+    a warning, which the job has until such a step is added anew; they affect neither its status nor
+    its progress."""
     follow_ups: Callable[[Mapping[str, Any]], Sequence[FollowUp]] = nothing
     """The jobs that begin once a job with these options is COMPLETED, in the same transaction."""
 
@@ -192,7 +193,8 @@ class Pipeline:
     @property
     def warnings(self) -> set[str]:
         """The warnings of failed steps."""
-        return {step.warning for step in self.steps if step.warning is not None}
+        every = (*self.steps, *self.afterwards)
+        return {step.warning for step in every if step.warning is not None}
 
     def counting(self, options: Mapping[str, Any]) -> list[StepType]:
         """The steps that count as progress of a job with these options."""

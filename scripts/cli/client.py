@@ -72,6 +72,8 @@ WARNINGS = {
     "(steno retry ID tries again)",
     "enhancement_incomplete": "the language model gave no usable answer about some of it "
     "(steno retry ID tries again)",
+    "refinement_failed": "new words of an edit or a rerun could not be moderated, or not be "
+    "aligned to the audio (steno retry ID tries again)",
     "fewer_speakers": "fewer speakers were found than requested",
     "review_timed_out": "nobody approved its text in time (REVIEW_TIMEOUT)",
     "glossary_truncated": "not all words of its glossaries are hotwords: there was no room",

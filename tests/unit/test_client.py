@@ -16,12 +16,11 @@ from common.audio import channels, decode
 from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
 from common.domain.glossary import GLOSSARY_TRUNCATED
 from common.domain.job import (
-    DIARIZATION_FAILED,
-    ENHANCEMENT_INCOMPLETE,
     MODERATION_FAILED,
     OF_IDENTIFICATION,
     REVIEW_TIMED_OUT,
 )
+from common.domain.pipeline import PIPELINES
 from common.domain.tracks import OTHER_AUDIO_TRACK
 from common.errors import GatewayLost, RequestRejected
 from common.transcripts import SEVERAL_MODELS
@@ -167,13 +166,15 @@ def test_the_gateways_name_for_a_file_cannot_leave_the_folder(
 def test_every_warning_there_is_has_human_words() -> None:
     codes = {"no_speech", OTHER_AUDIO_TRACK, MODERATION_FAILED, SEVERAL_MODELS}
     codes |= {merge.NO_TEXT, merge.TOO_SHORT, merge.DOUBTFUL_TEXT}
-    codes |= {DIARIZATION_FAILED, merge.FEWER_SPEAKERS, REVIEW_TIMED_OUT, *OF_IDENTIFICATION}
-    codes |= {GLOSSARY_TRUNCATED, ENHANCEMENT_INCOMPLETE}
+    codes |= {merge.FEWER_SPEAKERS, REVIEW_TIMED_OUT, *OF_IDENTIFICATION, GLOSSARY_TRUNCATED}
+    codes |= {warning for pipeline in PIPELINES.values() for warning in pipeline.warnings}
     codes |= {LANGUAGE_MISMATCH, MIXED_LANGUAGES, LANGUAGE_UNCERTAIN}
     codes |= {decode.TRUNCATED, decode.DAMAGED, decode.GAPS, decode.CLOCK_JUMPED}
     codes |= {channels.ONE_CHANNEL, channels.IDENTICAL_CHANNELS}
     codes |= {decode.HEADER_SIZE_WRONG, decode.CHANNELS_INVERTED, decode.CHANNELS_LEFT_OUT}
     assert codes == set(WARNINGS)
+    guide = (Path(__file__).parents[2] / "api" / "README.md").read_text()
+    assert {code for code in codes if f"`{code}`" not in guide} == set()
 
 
 def test_a_warning_about_languages_names_those_that_were_found() -> None:

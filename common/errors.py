@@ -310,8 +310,14 @@ class FetchInterrupted(Transient, code="fetch_failed"):
     """Fetching the recording from {host} failed: {reason}"""
 
 
+class SourceRetried(Transient, code="source_retried"):
+    """The job whose transcript this one changes is being retried; this one waits until that ends"""
+
+    counts = False
+
+
 class NoSpeech(StenoError, code="no_speech", status=422):
-    """There is no speech from {start} s to {end} s: the transcript stays as it is"""
+    """No speech was recognized from {start} s to {end} s: the transcript stays as it is"""
 
 
 class DecodeFailed(StenoError, code="decode_failed", status=422):

@@ -235,7 +235,7 @@ async def apply(
     source_id = found.snapshot.source_id
     assert source_id is not None  # noqa: S101 - what such jobs are about
 
-    def change(transcript: Transcript) -> tuple[Transcript, list[Any]]:
+    def change(transcript: Transcript) -> Transcript:
         edits = [
             Replace(it["segment"], text=it["text"])
             for it in chosen
@@ -243,8 +243,7 @@ async def apply(
         ]
         if not edits:
             raise Conflict(reason="These proposals would change nothing")
-        edited = apply_edits(transcript, edits)
-        return edited.transcript, edited.changes
+        return apply_edits(transcript, edits)
 
     def store(revisions: Revisions, author: Author) -> TranscriptRevision:
         if number is not None and number != revision:

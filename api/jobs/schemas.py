@@ -178,6 +178,13 @@ class OwnEnhancement(Document):
     status: JobStatus
 
 
+class RecordingSpan(Document):
+    """A part of a recording, in seconds."""
+
+    start: Seconds = Field(validation_alias="start_ms", examples=[12.3])
+    end: Seconds = Field(validation_alias="end_ms", examples=[45.6])
+
+
 class Status(Document):
     """A job's status."""
 
@@ -225,6 +232,9 @@ class Status(Document):
     channels: Channels = Field(validation_alias=AliasPath("options", "channels"))
     """As the request has it; the result's manifest says what was done."""
     duration_seconds: Seconds | None = Field(validation_alias="duration_ms")
+    """Of the recording; of a rerun, of its `span`."""
+    span: RecordingSpan | None = Field(validation_alias=AliasPath("options", "span"))
+    """What a rerun transcribes again: what was requested, in whole words; null for other jobs."""
     recording_id: str | None = Field(validation_alias=AliasPath("client", "recording_id"))
     """Your own name for the recording."""
     metadata: dict[str, Any] | None = Field(validation_alias=AliasPath("client", "metadata"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Request, Response
@@ -18,7 +20,10 @@ from api.jobs.schemas import Status, UploadOptions
 from api.services import Services, ServicesDep
 from api.transcripts.edits import Time, milliseconds
 from common.db.jobs import NewJob
+from common.db.tables import Job
+from common.domain.glossary import hotwords
 from common.domain.job import Priority
+from common.domain.languages import AUTO
 from common.domain.pipeline import RERUN
 from common.domain.request import Options
 from common.domain.results import seconds
@@ -63,56 +68,81 @@ async def rerun(
 ) -> Status:
     """Transcribe a span of the recording again, into a new revision that changes nothing else.
 
+    Words that the span cuts are transcribed again as a whole: the answer has the `span` with them.
     The answer is the status of a job of its own, which can be polled, cancelled and retried. Its
     options are those of the upload but for what the request has. It fails where there is no speech.
     """
     source = await services.in_thread(services.jobs(caller.tenant).source, job_id)
     options = Options.from_json(source.options)
     span = _span(wanted, source.units_total or 0)
-    given = wanted.model_dump(exclude_unset=True, exclude={"start", "end"})
-    language = source.transcription.detected_language or source.language
-    asked = validated(
-        UploadOptions,
-        {"engine": source.engine, "model": source.model, "language": language}
-        | {"task": options.decoding.task}
-        | given,
-    )
-    job = await services.get(Resolver).resolve(uuid4(), asked)
-    decoding = {name: getattr(job.options.decoding, name) for name in DECODING & given.keys()}
-    if options.languages and not given.keys() & {"model", "engine", "language"}:
-        # Each part is transcribed in its own language, as before.
-        job = replace(job, engine=source.engine, model=source.model, language=source.language)
-        by_language = options
-    else:
-        by_language = job.options
-    cutting = options.cutting
-    used = {job.engine, *(it.engine for names in by_language.models.values() for it in names)}
-    if used != {SHERPA_ONNX}:
-        cutting = replace(cutting, window_ms=min(cutting.window_ms, MAX_WINDOW_MS))
-    changed = replace(
-        options,
-        cutting=cutting,
-        decoding=replace(options.decoding, **decoding),
-        languages=by_language.languages,
-        models=by_language.models,
-        fetch_model=job.options.fetch_model,
-        diarize=None,
-        identify=False,
-        review=False,
-        detect_in=None,
-        enhance=(),
-        span=span,
-    )
+    given = wanted.model_dump(exclude_none=True, exclude={"start", "end"})
+    job = await services.get(Resolver).resolve(uuid4(), _asked(source, options, given))
+    if options.languages and given.keys().isdisjoint({"model", "engine", "language"}):
+        # Each part is transcribed by the model of its language, as before.
+        as_before = replace(job.options, languages=options.languages, models=options.models)
+        job = replace(
+            job,
+            engine=source.engine,
+            model=source.model,
+            language=source.language,
+            options=as_before,
+        )
     job = replace(
         caller.attributed(request, job),
         kind=RERUN.kind,
         source_id=job_id,
         priority=Priority(source.priority),
-        options=changed,
+        options=replace(_changed(options, job, given), span=span),
     )
     status = await services.in_thread(_create, services, caller, job)
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
     return status
+
+
+def _asked(source: Job, options: Options, given: Mapping[str, Any]) -> UploadOptions:
+    """The options to resolve: those of the source but for what is given."""
+    names_model = not given.keys().isdisjoint({"model", "engine"})
+    if options.languages and names_model and "language" not in given:
+        spoken = {"languages": ",".join(options.languages)}
+    else:
+        spoken = {"language": source.transcription.detected_language or source.language}
+    before = {"engine": source.engine, "model": source.model, "task": options.decoding.task}
+    return validated(UploadOptions, {**before, **spoken, **given})
+
+
+def _changed(options: Options, job: NewJob, given: Mapping[str, Any]) -> Options:
+    """The options of the source but for what is given, which the job was resolved from."""
+    models = job.options.models
+    used = {job.engine, *(it.engine for names in models.values() for it in names)}
+    for_whisper = used != {SHERPA_ONNX}
+    cutting = options.cutting
+    if for_whisper:
+        cutting = replace(cutting, window_ms=min(cutting.window_ms, MAX_WINDOW_MS))
+    glossaries, truncated = options.glossaries, options.glossary_truncated
+    if "language" in given and job.language != AUTO:
+        glossaries = tuple(it for it in glossaries if it.language in (None, job.language))
+    decoding = {name: getattr(job.options.decoding, name) for name in DECODING & given.keys()}
+    if "hotwords" in given:
+        prompt = decoding.get("initial_prompt", options.decoding.initial_prompt)
+        decoding["hotwords"], truncated = hotwords(
+            decoding["hotwords"], prompt, glossaries, for_whisper=for_whisper
+        )
+    return replace(
+        options,
+        cutting=cutting,
+        # Words are told from those around the span by their times.
+        decoding=replace(options.decoding, **decoding, word_timestamps=True),
+        languages=job.options.languages,
+        models=models,
+        fetch_model=job.options.fetch_model,
+        glossaries=glossaries,
+        glossary_truncated=truncated,
+        diarize=None,
+        identify=False,
+        review=False,
+        detect_in=None,
+        enhance=(),
+    )
 
 
 def _span(wanted: Rerun, duration_ms: int) -> Span:

@@ -31,7 +31,7 @@ from common.domain.differences import difference
 from common.domain.editing import apply_edits
 from common.domain.job import StepStatus
 from common.domain.results import seconds, segment_document, speakers_document, words_of
-from common.domain.transcript import Origin, Transcript
+from common.domain.transcript import Origin
 from common.errors import OutOfRange, PreconditionMissing
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["transcripts"], responses=documented(422, 503))
@@ -102,13 +102,13 @@ async def edit(
     """
     made = [each.edit() for each in edits.edits]
 
-    def change(transcript: Transcript) -> tuple[Transcript, list[Any]]:
-        edited = apply_edits(transcript, made)
-        return edited.transcript, edited.changes
-
     def store(revisions: Revisions, author: Author) -> TranscriptRevision:
         return revisions.change(
-            job_id, change, origin=Origin.EDIT, author=author, based_on=based_on_of(if_match)
+            job_id,
+            lambda transcript: apply_edits(transcript, made),
+            origin=Origin.EDIT,
+            author=author,
+            based_on=based_on_of(if_match),
         )
 
     return await services.in_thread(store_revision, services, caller, job_id, edits.note, store)

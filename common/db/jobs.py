@@ -19,11 +19,18 @@ from common.db.flow import Flow, end_job, locked_job, retry_job
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import running_steps
 from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
-from common.db.transcriptions import ChunkResult, NewRecording, newest_revision, select_chunks
+from common.db.transcriptions import (
+    ChunkResult,
+    NewRecording,
+    newest_revision,
+    select_chunks,
+    transcript_in,
+)
 from common.db.usage import NO_QUOTA, Quota, charge, check_quota
 from common.domain.job import WITH_TEXT, JobStatus, Priority, is_final, no_text
-from common.domain.pipeline import RERUN, TRANSCRIPTION
+from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
+from common.domain.splicing import whole_words
 from common.domain.tracks import check_channels
 from common.errors import Conflict, IdempotencyConflict, NotFound
 
@@ -157,6 +164,8 @@ class Jobs:
     def create_from_source(self, job: NewJob) -> Created:
         """Commit a job that works on the transcript of another one, its ``source_id``.
 
+        The span of a rerun is extended to whole words (`whole_words`) of the newest revision.
+
         Raises:
             NotReady, Conflict: as `source`; or it is a rerun, and another one is under way.
             TooManyJobs, TooMuchAudio: it exceeds the quota of the API key.
@@ -165,11 +174,14 @@ class Jobs:
         with self._database.transaction() as session:
             locked_job(session, job.source_id)
             source = self._source(session, job.source_id)
-            if job.kind == RERUN.kind:
-                self._check_no_other(session, job)
-            self._insert(session, job, JobStatus.PENDING, recording_id=source.recording_id)
             span = job.options.span
-            if job.kind == RERUN.kind:
+            if span is not None:
+                self._check_no_other(session, job)
+                newest = session.scalars(newest_revision(job.source_id)).one()
+                span = whole_words(transcript_in(newest), span)
+                job = replace(job, options=replace(job.options, span=span))
+            self._insert(session, job, JobStatus.PENDING, recording_id=source.recording_id)
+            if span is not None:
                 theirs = source.transcription
                 session.add(
                     Transcription(

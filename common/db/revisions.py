@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -23,8 +23,9 @@ from common.domain.speakers import marked_overlaps
 from common.domain.transcript import Origin, Transcript, segments_to_json
 from common.errors import NoSpeakers, NotFound, StaleRevision
 
-Change = Callable[[Transcript], tuple[Transcript, list[Any]]]
-"""Makes the next transcript of the newest one, and says what it changed."""
+Change = Callable[[Transcript], Transcript]
+"""Makes the next transcript of the newest one."""
+Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +135,17 @@ class Revisions:
             NotFound: also if there is no such revision.
             StaleRevision, NotReady: as `change`.
         """
-        earlier = self.get(job_id, number).transcript
-        return self.change(
-            job_id,
-            lambda newest: (earlier, difference(newest, earlier)),
-            origin=Origin.RESTORE,
-            author=author,
-            based_on=based_on,
-        )
+        earlier = self.get(job_id, number)
+        with self._database.transaction() as session:
+            return add_revision(
+                session,
+                self._job(session, job_id, lock=True),
+                lambda _newest: earlier.transcript,
+                origin=Origin.RESTORE,
+                author=author,
+                based_on=based_on,
+                made_by=lambda _newest: earlier.row.manifest,
+            )
 
     def change_speakers(
         self, job_id: UUID, changes: Mapping[str, str | None], author: Author
@@ -153,7 +157,7 @@ class Revisions:
             UnknownOption, OptionConflict: a change is impossible; then none is made.
         """
 
-        def change(transcript: Transcript) -> tuple[Transcript, list[Any]]:
+        def change(transcript: Transcript) -> Transcript:
             if transcript.diarization is None:
                 raise NoSpeakers
             diarization, into = transcript.diarization.changed(changes)
@@ -161,15 +165,16 @@ class Revisions:
                 replace(it, speaker=into.get(it.speaker or "", it.speaker))
                 for it in transcript.segments
             )
-            changed = replace(
+            return replace(
                 transcript,
                 segments=marked_overlaps(segments, diarization.turns),
                 diarization=diarization,
             )
-            named = {"op": "speakers", "speakers": dict(changes)}
-            return changed, [named, *difference(transcript, changed)]
 
-        self.change(job_id, change, origin=Origin.SPEAKERS, author=author)
+        with self._database.transaction() as session:
+            named = {"op": "speakers", "speakers": dict(changes)}
+            job = self._job(session, job_id, lock=True)
+            add_revision(session, job, change, origin=Origin.SPEAKERS, author=author, first=[named])
 
     # --- inside one transaction ---------------------------------------------------------------
 
@@ -197,11 +202,13 @@ def add_revision(
     origin: Origin,
     author: Author,
     based_on: int | None = None,
-    rerun: Mapping[str, Any] | None = None,
+    made_by: Callable[[Manifest], Manifest] = dict,
+    first: Sequence[Mapping[str, Any]] = (),
 ) -> TranscriptRevision:
     """Store a revision of a job, whose row is locked; as `Revisions.change`.
 
-    ``rerun``: what the new text of a span depends on, for the manifest.
+    ``made_by`` gives its manifest for that of the newest one. Its changes are those of its segments
+    (`difference`), after the ``first`` ones.
     """
     newest = session.scalar(newest_revision(job.id))
     status = JobStatus(job.status)
@@ -209,12 +216,12 @@ def add_revision(
         raise no_text(status, job.source_id, job.error_message)
     if based_on is not None and newest.revision != based_on:
         raise StaleRevision(newest=newest.revision, value=based_on)
-    transcript, changes = change(transcript_in(newest))
-    manifest = newest.manifest
-    if rerun is not None:
-        manifest = {**manifest, "reruns": [*manifest.get("reruns", []), rerun]}
+    before = transcript_in(newest)
+    transcript = change(before)
+    changes = [*first, *difference(before, transcript)]
+    manifest = made_by(newest.manifest) | {"encoders": transcript.encoders}
     if transcript.moderated_by is not None:
-        manifest = {**manifest, "moderation": transcript.models_to_json()}
+        manifest["moderation"] = transcript.models_to_json()
     revision = TranscriptRevision(
         job_id=job.id,
         language=transcript.language,

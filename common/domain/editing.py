@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from common.domain.differences import difference
 from common.domain.results import seconds
 from common.domain.speakers import OVERLAP, marked_overlaps
 from common.domain.transcript import Transcript
@@ -101,21 +100,8 @@ class Insert:
 Edit = Replace | Split | Join | Delete | Insert
 
 
-@dataclass(frozen=True, slots=True)
-class Edited:
-    """A transcript after edits.
-
-    ``changed`` are the ids, in it, of segments with a text that no segment had before: they have no
-    finding, and are to be moderated if the transcript is. ``changes`` are those of `difference`.
-    """
-
-    transcript: Transcript
-    changed: tuple[int, ...]
-    changes: list[dict[str, Any]]
-
-
-def apply_edits(transcript: Transcript, edits: Sequence[Edit]) -> Edited:
-    """Make edits one after another: all, or none.
+def apply_edits(transcript: Transcript, edits: Sequence[Edit]) -> Transcript:
+    """The transcript after edits, made one after another: all, or none.
 
     Segments are named by their index in ``transcript``. One that is deleted, joined or split has no
     index any more, and those that come of edits have none yet.
@@ -149,7 +135,6 @@ class _Piece:
 
     name: str
     segment: Segment
-    changed: bool = False
     placed: tuple[int, str, str] | None = None
 
 
@@ -185,7 +170,7 @@ class _Draft:
             case Insert():
                 self._insert(number, edit)
 
-    def finished(self) -> Edited:
+    def finished(self) -> Transcript:
         """The transcript after all edits.
 
         Raises:
@@ -203,9 +188,7 @@ class _Draft:
             lost = [(it, it.speaker) for it in segments if it.speaker in silent]
             diarization = diarization.reassigned(lost)
             segments = marked_overlaps(segments, diarization.turns)
-        new = replace(self._base, segments=segments, diarization=diarization)
-        changed = tuple(index for index, piece in enumerate(pieces) if piece.changed)
-        return Edited(new, changed, difference(self._base, new))
+        return replace(self._base, segments=segments, diarization=diarization)
 
     # --- the edits ------------------------------------------------------------------------------
 
@@ -228,7 +211,6 @@ class _Draft:
                     min(span.start_ms, old.span.start_ms), max(span.end_ms, old.span.end_ms)
                 )
                 segment = _with_text(segment, text, room)
-                piece.changed = True
         segment = replace(segment, span=span, words=moved_into(segment.words, span))
         if edit.speaker is not UNCHANGED:
             self._check_speaker(f"{field}.speaker", edit.speaker)
@@ -265,7 +247,6 @@ class _Draft:
             _Piece(
                 f"a part of segment {edit.segment}",
                 replace(part, span=span, words=part.words if segment.words else ()),
-                changed=True,
                 placed=piece.placed,
             )
             for part, span in zip((left, right), spans, strict=True)
@@ -300,7 +281,7 @@ class _Draft:
             self._end(number, index)
         placed = number, f"{field}.first", f"{field}.last"
         name = f"the segment of edits[{number}]"
-        self._pieces[edit.first] = [_Piece(name, joined, changed=True, placed=placed)]
+        self._pieces[edit.first] = [_Piece(name, joined, placed=placed)]
 
     def _insert(self, number: int, edit: Insert) -> None:
         field = f"edits[{number}]"
@@ -320,7 +301,7 @@ class _Draft:
             segment = replace(segment, speaker=edit.speaker)
         placed = number, f"{field}.start", f"{field}.end"
         name = f"the segment of edits[{number}]"
-        self._inserted.append(_Piece(name, segment, changed=True, placed=placed))
+        self._inserted.append(_Piece(name, segment, placed=placed))
 
     # --- what is allowed ------------------------------------------------------------------------
 

@@ -71,6 +71,11 @@ class Transcript:
         return None if models is None else [by.to_json() for by in models]
 
     @property
+    def encoders(self) -> list[str]:
+        """What encoded the audio of its segments, as the manifest has it."""
+        return sorted({it.encoder for it in self.segments if it.encoder is not None})
+
+    @property
     def text(self) -> str:
         """The whole text on one line."""
         return join_text(self.segments)

@@ -20,22 +20,30 @@ from common.db.tables import (
     TranscriptRevision,
     WebhookDelivery,
 )
+from common.domain.glossary import Entry, Glossary
+from common.domain.models import ModelName
 from common.domain.pipeline import StepKind
 from common.domain.request import Cutting, Decoding, Options
 from common.domain.values import Span
 from common.errors import NoSpeech
 from tests.support.api import Api
-from tests.support.factories import TENANT
+from tests.support.factories import TENANT, stored_segment
 
 OPTIONS = Options(decoding=Decoding(hotwords="Lan", beam_size=3))
 
 
 @pytest.fixture
 def job_id(api: Api) -> UUID:
-    """A completed job of 20 s."""
+    """A completed job of 20 s, with a word in each."""
     job_id = api.submit(options=OPTIONS)
-    api.complete(2)
+    complete(api)
     return job_id
+
+
+def complete(api: Api) -> None:
+    texts = [f" word{at}" for at in range(20)]
+    words = [[text, 1_000 * at, 1_000 * (at + 1), 0.9] for at, text in enumerate(texts)]
+    api.complete(2, segments=[stored_segment(0, 20_000, "".join(texts), words=words)])
 
 
 def rerun(api: Api, job_id: object, status: int = 202, **wanted: Any) -> Any:
@@ -67,6 +75,76 @@ def test_a_rerun_is_a_job_of_its_own_that_changes_the_transcript_of_another(
     ]
     assert str(job_id) in api.get(f"result/{made['job_id']}", 409)["detail"]
     api.download(made["job_id"], 409)
+
+
+def test_the_answer_has_the_whole_words_that_are_transcribed_again(api: Api, job_id: UUID) -> None:
+    made = rerun(api, job_id, start=2.5, end=7.2)
+    assert (made["span"], made["duration_seconds"]) == ({"start": 2.0, "end": 8.0}, 6.0)
+    assert api.get(f"status/{made['job_id']}")["span"] == {"start": 2.0, "end": 8.0}
+    assert api.get(f"status/{job_id}")["span"] is None
+
+
+LANGUAGES = ("en", "vi")
+OF_BOTH = {language: (ModelName("faster-whisper", "base"),) for language in LANGUAGES}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "languages", "language", "models"),
+    [
+        ({"beam_size": 2}, LANGUAGES, "auto", OF_BOTH),
+        ({"model": "base"}, LANGUAGES, "auto", {}),
+        ({"engine": "faster-whisper"}, LANGUAGES, "auto", {}),
+        ({"model": "base", "language": "vi"}, (), "vi", {}),
+        ({"language": "vi"}, (), "vi", {}),
+        ({"model": "base", "language": "auto"}, (), "auto", {}),
+    ],
+)
+def test_the_languages_stay_unless_one_is_given(
+    api: Api,
+    wanted: dict[str, Any],
+    languages: tuple[str, ...],
+    language: str,
+    models: dict[str, Any],
+) -> None:
+    job_id = api.submit(options=Options(languages=LANGUAGES, models=OF_BOTH), language="auto")
+    complete(api)
+    made = rerun(api, job_id, **wanted)
+    options = options_of(api, made)
+    assert (options.languages, made["language"], options.models) == (languages, language, models)
+
+
+NAMES = Glossary("names", (Entry("Hà Nội"), Entry("Stenopool", ("steno pool",))), rewrite=True)
+GERMAN = Glossary("german", (Entry("Grüße"),), language="de")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hotwords", "glossaries"),
+    [
+        ({}, "Lan, Hà Nội, Stenopool, Grüße", (NAMES, GERMAN)),
+        ({"hotwords": "Minh"}, "Minh, Hà Nội, Stenopool, Grüße", (NAMES, GERMAN)),
+        ({"hotwords": "Minh", "language": "en"}, "Minh, Hà Nội, Stenopool", (NAMES,)),
+    ],
+)
+def test_hotwords_come_before_those_of_the_glossaries(
+    api: Api, wanted: dict[str, Any], hotwords: str, glossaries: tuple[Glossary, ...]
+) -> None:
+    before = Decoding(hotwords="Lan, Hà Nội, Stenopool, Grüße")
+    job_id = api.submit(options=Options(decoding=before, glossaries=(NAMES, GERMAN)))
+    complete(api)
+    options = options_of(api, rerun(api, job_id, **wanted))
+    assert (options.decoding.hotwords, options.glossaries) == (hotwords, glossaries)
+    assert not options.glossary_truncated
+
+
+def test_what_does_not_fit_beside_the_hotwords_is_said(api: Api) -> None:
+    job_id = api.submit(options=Options(glossaries=(NAMES,)))
+    complete(api)
+    assert options_of(api, rerun(api, job_id, hotwords="Minh " * 90)).glossary_truncated
+
+
+def options_of(api: Api, made: Any) -> Options:
+    with api.database.transaction() as session:
+        return Options.from_json(session.get_one(Job, UUID(made["job_id"])).options)
 
 
 def test_one_rerun_of_a_job_runs_at_a_time(api: Api, job_id: UUID) -> None:

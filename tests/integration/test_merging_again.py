@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -14,6 +13,7 @@ from common.db.jobs import Jobs
 from common.db.revisions import Author, Revisions
 from common.db.steps import Claim, Steps
 from common.db.tables import JobMetrics, Step, Tally
+from common.db.transcriptions import newest_revision
 from common.db.vault import VOICES, Cipher
 from common.db.voices import sealed
 from common.domain.editing import Replace, apply_edits
@@ -139,17 +139,20 @@ def test_a_retry_keeps_what_people_have_written_and_whom_they_named(
     job_id = half_diarized(context, steps)
     revisions = Revisions(database, TENANT)
 
-    def corrected(transcript: Transcript) -> tuple[Transcript, list[dict[str, Any]]]:
-        edited = apply_edits(transcript, [Replace(0, text="Hello"), Replace(1, text="corrected")])
-        return edited.transcript, edited.changes
+    def corrected(transcript: Transcript) -> Transcript:
+        return apply_edits(transcript, [Replace(0, text="Hello"), Replace(1, text="corrected")])
 
+    reruns = [{"job_id": "a rerun"}]
+    with database.transaction() as session:
+        row = session.scalars(newest_revision(job_id)).one()
+        row.manifest = row.manifest | {"reruns": reruns}
     revisions.change(job_id, corrected, origin=Origin.EDIT, author=Author())
     Jobs(database, TENANT).retry(job_id)
 
     assert merged(context, steps, failing=None) == []
 
     newest = revisions.get(job_id)
-    assert newest.row.origin == Origin.RETRY
+    assert (newest.row.origin, newest.row.manifest["reruns"]) == (Origin.RETRY, reruns)
     segments = newest.transcript.segments
     assert [(it.text, it.speaker) for it in segments] == [(" Hello", A), (" corrected", B)]
     names, turns = speakers(database, job_id)

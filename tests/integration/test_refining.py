@@ -71,10 +71,10 @@ def job_id(database: Database, steps: Steps) -> UUID:
 def say(revisions: Revisions, job_id: UUID, text: str) -> None:
     """Change the text of the first segment."""
 
-    def change(transcript: Transcript) -> tuple[Transcript, list[object]]:
+    def change(transcript: Transcript) -> Transcript:
         first, *rest = transcript.segments
         changed = replace(first, text=f" {text}", finding=None)
-        return replace(transcript, segments=(changed, *rest)), []
+        return replace(transcript, segments=(changed, *rest))
 
     revisions.change(job_id, change, origin=Origin.EDIT, author=Author())
 
@@ -176,11 +176,13 @@ def test_without_moderation_the_files_follow_and_the_step_fails(
     assert revisions.get(job_id).refining is StepStatus.FAILED
     jobs = Jobs(database, TENANT)
     assert jobs.snapshot(job_id).status is JobStatus.COMPLETED
+    assert jobs.snapshot(job_id).warnings == ("refinement_failed",)
 
     context.settings.moderation.ai_load_models = True
     jobs.retry(job_id)
 
     assert jobs.snapshot(job_id).status is JobStatus.COMPLETED
+    assert jobs.snapshot(job_id).warnings == ()
     context.moderation._broken_until = 0  # as after its pause
     refine.run(context, refining(steps))
     assert revisions.get(job_id).refining is StepStatus.DONE

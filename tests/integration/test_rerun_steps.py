@@ -14,22 +14,28 @@ from common.audio.decode import DAMAGED, MonoDecoder
 from common.db.database import Database
 from common.db.deletions import Deletions
 from common.db.jobs import Jobs
+from common.db.revisions import Author, Revisions
 from common.db.steps import StaleClaim, Steps
 from common.db.tables import Job, Transcription
 from common.domain.chunks import windows_from_json
+from common.domain.job import JobStatus
 from common.domain.pipeline import RERUN, StepKind
 from common.domain.request import Cutting, Options
 from common.domain.values import Chunk, Span
-from common.errors import NoSpeech
+from common.errors import ModerationOff, NoSpeech, SourceRetried
 from tests.support.audio_files import KINDS, damage, write
 from tests.support.factories import (
     TENANT,
     claim_next,
     do_all,
     do_step,
+    finish_chunk,
+    finish_moderation,
     make_steps,
     new_job,
     new_recording,
+    plan_chunks,
+    published,
     submit_job,
 )
 from tests.support.service import wait_until
@@ -107,7 +113,7 @@ def test_a_source_is_deleted_while_its_rerun_ends(
 ) -> None:
     source_id = submit_job(database)
     do_all(steps)
-    rerun(database, source_id)
+    rerun(database, source_id, Span(2_000, 8_000))
     while (claim := claim_next(steps)).kind != StepKind.SPLICE:
         do_step(steps, claim, 1)
     with ThreadPoolExecutor(2) as pool, database.transaction() as holding:
@@ -120,3 +126,68 @@ def test_a_source_is_deleted_while_its_rerun_ends(
         assert deleting.result() is not None
         with pytest.raises(StaleClaim):
             ending.result()
+
+
+def spliced(context: Context, database: Database, steps: Steps, source_id: UUID) -> UUID:
+    """A rerun that has ended."""
+    rerun_id = rerun(database, source_id, Span(2_000, 8_000))
+    while (claim := claim_next(steps)).kind != StepKind.SPLICE:
+        do_step(steps, claim, 1)
+    splice.run(context, claim)
+    do_step(steps, claim_next(steps))  # the refinement
+    return rerun_id
+
+
+def test_a_rerun_waits_while_its_source_is_retried(
+    context: Context, database: Database, steps: Steps
+) -> None:
+    source_id = submit_job(database, options=Options(moderation=True))
+    plan_chunks(steps, 1)
+    finish_chunk(steps, claim_next(steps))
+    moderation = claim_next(steps)
+    assert steps.fail(moderation.step_id, moderation.attempt, ModerationOff())
+    do_step(steps, claim_next(steps))
+    rerun_id = rerun(database, source_id, Span(2_000, 8_000))
+    while (claim := claim_next(steps)).kind != StepKind.SPLICE:
+        do_step(steps, claim, 1)
+    jobs = Jobs(database, TENANT)
+    jobs.retry(source_id)
+
+    with pytest.raises(SourceRetried) as error:
+        splice.run(context, claim)
+
+    ready: list[UUID] = []
+    for _ in range(5):  # more often than a step is retried
+        assert steps.fail(claim.step_id, claim.attempt, error.value)
+        ready += published(steps)
+        ready.remove(claim.step_id)
+        again = steps.claim(claim.step_id, "worker-1")
+        assert again is not None
+        claim = again
+    assert jobs.snapshot(rerun_id).status is JobStatus.PROCESSING
+    (moderation_id,) = ready
+    retried = steps.claim(moderation_id, "worker-2")
+    assert retried is not None
+    finish_moderation(steps, retried)
+    do_step(steps, claim_next(steps))
+    splice.run(context, claim)
+    assert jobs.snapshot(rerun_id).status is JobStatus.COMPLETED
+
+
+def test_the_manifest_has_the_reruns_of_the_text_that_is_given_out(
+    context: Context, database: Database, steps: Steps
+) -> None:
+    source_id = submit_job(database)
+    do_all(steps)
+    revisions = Revisions(database, TENANT)
+
+    def reruns() -> list[str]:
+        made = revisions.get(source_id).row.manifest.get("reruns", [])
+        return [it["job_id"] for it in made]
+
+    first = str(spliced(context, database, steps, source_id))
+    second = str(spliced(context, database, steps, source_id))
+    assert reruns() == [first, second]
+    for number, made in ((1, []), (2, [first]), (3, [first, second])):
+        revisions.restore(source_id, number, author=Author())
+        assert reruns() == made

@@ -93,14 +93,14 @@ def test_a_span_is_transcribed_again_and_nothing_else_changes(
     span = second_sentence()
     before = revisions.get(job_id).transcript
 
-    def spoil(transcript: Transcript) -> tuple[Transcript, list[object]]:
+    def spoil(transcript: Transcript) -> Transcript:
         wrong = [
             Replace(index, text="all wrong here")
             for index, it in enumerate(transcript.segments)
             if span.start_ms <= it.span.start_ms < span.end_ms
         ]
         assert wrong
-        return apply_edits(transcript, wrong).transcript, []
+        return apply_edits(transcript, wrong)
 
     revisions.change(job_id, spoil, origin=Origin.EDIT, author=Author())
     assert "wrong" in words(revisions.get(job_id).transcript, span)
@@ -149,9 +149,9 @@ def test_edited_words_get_the_times_at_which_they_are_said(
     first = before.segments[0]
     assert "weather" in first.text
 
-    def retype(transcript: Transcript) -> tuple[Transcript, list[object]]:
+    def retype(transcript: Transcript) -> Transcript:
         text = first.text.replace("weather", "big weather").replace("country", "county")
-        return apply_edits(transcript, [Replace(0, text=text)]).transcript, []
+        return apply_edits(transcript, [Replace(0, text=text)])
 
     revisions.change(job_id, retype, origin=Origin.EDIT, author=Author())
     estimated = [it for it in revisions.get(job_id).transcript.segments[0].words if it.estimated]

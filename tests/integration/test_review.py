@@ -584,9 +584,7 @@ def test_an_edit_that_is_queued_as_the_job_is_approved_is_refined(
 
     def edit() -> None:
         author = Author()
-        Revisions(database, TENANT).change(
-            job_id, lambda it: (it, []), origin=Origin.EDIT, author=author
-        )
+        Revisions(database, TENANT).change(job_id, lambda it: it, origin=Origin.EDIT, author=author)
 
     edit()
     assert steps.publish(0, lambda _: None) == 0  # the job is queued

@@ -168,9 +168,9 @@ def test_an_edit_replaces_the_passages_that_it_changes_and_no_others(database: D
             return {row.id: row.segments for row in rows}
 
     def say(text: str) -> None:
-        def change(transcript: Transcript) -> tuple[Transcript, list[Any]]:
+        def change(transcript: Transcript) -> Transcript:
             last = replace(transcript.segments[-1], text=text)
-            return replace(transcript, segments=(*transcript.segments[:-1], last)), []
+            return replace(transcript, segments=(*transcript.segments[:-1], last))
 
         revisions = Revisions(database, TENANT)
         revisions.change(job_id, change, origin=Origin.EDIT, author=Author())

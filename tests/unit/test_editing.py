@@ -17,7 +17,6 @@ from common.domain.editing import (
     MAX_TEXT,
     Delete,
     Edit,
-    Edited,
     Insert,
     Join,
     Replace,
@@ -65,7 +64,7 @@ def talk(*segments: Segment, diarized: bool = False) -> Transcript:
 
 
 def edited(transcript: Transcript, *edits: Edit) -> Transcript:
-    return apply_edits(transcript, edits).transcript
+    return apply_edits(transcript, edits)
 
 
 def times(of: Segment) -> list[tuple[str, int, int, bool]]:
@@ -164,16 +163,16 @@ def test_a_new_text_has_neither_finding_nor_flags_of_the_engine() -> None:
         detected=Detected("en", 0.9),
         avg_logprob=-0.5,
     )
-    result = apply_edits(talk(told, segment("a b", 5_000, finding=CLEAN)), [Replace(0, "xin chào")])
-    found, other = result.transcript.segments
+    result = edited(talk(told, segment("a b", 5_000, finding=CLEAN)), Replace(0, "xin chào"))
+    found, other = result.segments
     assert (found.finding, found.flags, found.detected) == (None, (OVERLAP,), None)
-    assert (found.avg_logprob, other.finding, result.changed) == (-0.5, CLEAN, (0,))
+    assert (found.avg_logprob, other.finding) == (-0.5, CLEAN)
 
 
 def test_the_same_text_changes_nothing() -> None:
     told = talk(segment("xin chào  nhé", 0, finding=CLEAN, flags=("low_confidence",)))
     for text in ("xin chào nhé", "\n xin\tchào nhé ", unicodedata.normalize("NFD", "xin chào nhé")):
-        assert apply_edits(told, [Replace(0, text)]) == Edited(told, (), [])
+        assert edited(told, Replace(0, text)) == told
 
 
 def test_a_typed_text_is_one_line_and_composed() -> None:
@@ -270,12 +269,11 @@ def test_segments_of_other_channels_may_overlap() -> None:
 @pytest.mark.parametrize("at", [{"word": 2}, {"at_ms": 650}, {"at_ms": 700}, {"at_ms": 940}])
 def test_a_split_is_at_the_nearest_boundary_of_words(at: dict[str, int]) -> None:
     told = talk(segment("one two three four", 0, finding=CLEAN, speaker=None))
-    result = apply_edits(told, [Split(0, **at)])
-    left, right = result.transcript.segments
+    left, right = edited(told, Split(0, **at)).segments
     assert (left.text, right.text) == (" one two", " three four")
     assert (left.span, right.span) == (Span(0, 700), Span(800, 1_500))
     assert left.words + right.words == told.segments[0].words
-    assert (left.finding, right.finding, result.changed) == (None, None, (0, 1))
+    assert (left.finding, right.finding) == (None, None)
 
 
 def test_a_join_undoes_a_split() -> None:
@@ -320,8 +318,7 @@ def test_an_inserted_segment_has_the_channel_of_its_speaker() -> None:
         segment("b", 1_000, channel=1, speaker=B),
         diarized=True,
     )
-    result = apply_edits(told, [Insert(500, 900, "xin chào", B), Insert(0, 900, "hm")])
-    found = result.transcript.segments
+    found = edited(told, Insert(500, 900, "xin chào", B), Insert(0, 900, "hm")).segments
     assert [(it.text, it.channel) for it in found] == [
         (" a", 0),
         (" hm", None),
@@ -329,7 +326,6 @@ def test_an_inserted_segment_has_the_channel_of_its_speaker() -> None:
         (" b", 1),
     ]
     assert times(found[2]) == [("xin", 500, 671, True), ("chào", 671, 900, True)]
-    assert result.changed == (1, 2)
 
 
 def test_all_segments_can_go_and_one_can_come() -> None:
@@ -563,7 +559,7 @@ def test_changes_say_what_each_segment_was_and_is() -> None:
             Replace(7, start_ms=10_100, end_ms=12_000),
         ],
     )
-    changes = json.loads(json.dumps(result.changes))
+    changes = json.loads(json.dumps(difference(told, result)))
     assert [it["op"] for it in changes] == [
         "replace",
         "split",
@@ -585,12 +581,12 @@ def test_changes_say_what_each_segment_was_and_is() -> None:
     ids = [([b["id"] for b in it["before"]], [a["id"] for a in it["after"]]) for it in changes]
     assert ids == [([0], [0]), ([1], [1, 2]), ([2], []), ([5, 6], [5]), ([], [6]), ([7], [7])]
     assert "words" not in changes[5]
-    assert result.changes == difference(told, result.transcript)
 
 
 def test_a_segment_that_moved_away_is_one_change() -> None:
     told = talk(segment("a", 0), segment("b", 1_000))
-    (change,) = apply_edits(told, [Replace(1, start_ms=20_000, end_ms=21_000)]).changes
+    moved = edited(told, Replace(1, start_ms=20_000, end_ms=21_000))
+    (change,) = difference(told, moved)
     assert (change["op"], change["before"][0]["start"], change["after"][0]["start"]) == (
         "replace",
         1.0,
@@ -725,15 +721,14 @@ def test_any_edits_keep_order_and_containment_and_what_they_do_not_touch(
     told = data.draw(transcripts())
     check_times(told)
     edits: list[Edit] = []
-    result = apply_edits(told, edits)
+    new = apply_edits(told, edits)
     for _ in range(data.draw(st.integers(1, 4))):
         edit = data.draw(possible_edits(told))
         try:
-            result = apply_edits(told, [*edits, edit])
+            new = apply_edits(told, [*edits, edit])
             edits.append(edit)
         except BadInput:
             pass  # any other error fails the test
-    new = result.transcript
     check_times(new)
     assert (
         segments_from_json(json.loads(json.dumps(segments_to_json(new.segments)))) == new.segments
@@ -751,12 +746,14 @@ def test_any_edits_keep_order_and_containment_and_what_they_do_not_touch(
     for span in {*certain}:
         assert certain.count(span) <= was.count(span)
 
-    # Texts that are not new keep their findings; each new one is named.
-    for index, each in enumerate(new.segments):
-        if index in result.changed:
-            assert each.finding is None
-        else:
-            assert (each.text, each.finding) in [(it.text, it.finding) for it in told.segments]
+    # Texts that are not new keep their findings; a new one has none.
+    before, after = (
+        [(it.text, it.finding) for it in transcript.segments] for transcript in (told, new)
+    )
+    assert all(each in before for each in after if each[1] is not None)
+    to_texts = [it for it in edits if not (isinstance(it, Replace) and it.text is None)]
+    rewritten = touched_by(to_texts, told)
+    assert all(each in after for at, each in enumerate(before) if at not in rewritten)
 
     if told.diarization is None:
         assert new.diarization is None
@@ -810,7 +807,7 @@ def test_words_that_stay_keep_exact_times_unless_they_make_room(data: st.DataObj
 @given(transcripts(), st.lists(ANY_EDITS, min_size=1, max_size=4))
 def test_bad_edits_raise_our_errors_and_no_others(told: Transcript, edits: list[Edit]) -> None:
     try:
-        new = apply_edits(told, edits).transcript
+        new = apply_edits(told, edits)
     except BadInput:
         return  # any other error fails the test
     check_times(new)

@@ -1,15 +1,23 @@
-"""New text in a span: all other words stay as they are, and nothing overlaps."""
+"""New text in a span: all other words stay as they are, none is doubled, and nothing overlaps."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.moderation import Finding, Label
 from common.domain.speakers import Diarization, Turn
-from common.domain.splicing import spliced
+from common.domain.splicing import (
+    EDGE_MS,
+    TOUCHED_MS,
+    has_words,
+    spliced,
+    whole_words,
+    with_context,
+)
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
 
@@ -107,6 +115,40 @@ def test_a_part_of_a_labelled_segment_has_no_label_until_it_is_moderated() -> No
     assert [it.finding for it in found.segments] == [None, clean]
 
 
+@pytest.mark.parametrize(
+    ("asked", "done"),
+    [
+        ((1_500, 1_600), (950, 1_950)),  # a part of a word
+        ((1_500, 2_200), (950, 3_150)),  # of two, the second at the end of its segment
+        ((1_000, 1_900), (950, 1_950)),  # a whole one
+        ((920, 1_980), (920, 1_980)),  # in the pauses around it
+        ((1_000, 2_020), (950, 2_000)),  # rounded
+        ((880, 1_900), (900, 1_950)),
+        ((1_000, 2_040), (950, 3_150)),
+        ((3_200, 3_700), (3_200, 3_700)),  # a pause
+        ((2_880, 4_020), (2_900, 4_000)),
+        ((0, LENGTH_MS), (0, LENGTH_MS)),
+        ((5_500, 5_600), (4_950, 6_150)),  # the last word
+    ],
+)
+def test_a_span_has_whole_words(asked: tuple[int, int], done: tuple[int, int]) -> None:
+    assert whole_words(BEFORE, Span(*asked)) == Span(*done)
+
+
+def test_a_segment_without_words_counts_as_one() -> None:
+    plain = of(Segment(Span(0, 4_000), " one"), Segment(Span(4_000, 9_000), " two"))
+    span = whole_words(plain, Span(1_000, 2_000))
+    assert span == Span(0, 4_000)
+    found = spliced(plain, span, of(segment(("new", 100, 900), ("words", 1_000, 3_900))))
+    assert [(it.text, it.words) for it in found.segments] == [(" new words", ()), (" two", ())]
+
+
+def test_words_around_the_span_are_no_text_in_it() -> None:
+    around = of(segment(("one", 0, 900), ("three", 2_000, 2_900)))
+    assert not has_words(around, Span(950, 1_950))
+    assert has_words(around, Span(950, 2_500))
+
+
 @st.composite
 def transcripts(draw: st.DrawFn) -> Transcript:
     """Segments of up to four words, some without words, which do not overlap."""
@@ -154,3 +196,49 @@ def test_nothing_else_changes_whatever_the_span(
         assert all(it.span.end_ms <= each.span.end_ms for it in each.words)
         for word, following in pairwise(each.words):
             assert word.span.end_ms <= following.span.start_ms
+
+
+@st.composite
+def said(draw: st.DrawFn) -> Transcript:
+    """What is said, in segments of words of at least 100 ms, with and without pauses."""
+    segments, words, at = [], [], 0
+    for number in range(draw(st.integers(1, 25))):
+        start = at + draw(st.sampled_from([0, 0, 0, 1, 80, 700, 3_000]))
+        at = start + draw(st.integers(100, 900))
+        words.append((f"w{number}", start, at))
+        if draw(st.booleans()):
+            segments.append(segment(*words))
+            words = []
+    return of(*segments, *([segment(*words)] if words else []))
+
+
+@given(said(), st.integers(0, LENGTH_MS - 100), st.integers(100, 9_000), st.data())
+def test_no_word_is_doubled_or_lost_at_the_edges_of_a_span(
+    before: Transcript, start: int, length: int, data: st.DataObject
+) -> None:
+    asked = Span(start, start + length)
+    span = whole_words(before, asked)
+    words = [word for it in before.segments for word in it.words]
+    assert all(it.span.end_ms <= span.start_ms or it.span.start_ms >= span.start_ms for it in words)
+    assert all(it.span.end_ms <= span.end_ms or it.span.start_ms >= span.end_ms for it in words)
+    assert span.start_ms <= asked.start_ms + TOUCHED_MS
+    assert span.end_ms >= asked.end_ms - TOUCHED_MS
+    touched = [it for it in words if asked.start_ms < it.span.end_ms - TOUCHED_MS]
+    touched = [it for it in touched if it.span.start_ms + TOUCHED_MS < asked.end_ms]
+    first = min([asked.start_ms, *(it.span.start_ms for it in touched)])
+    last = max([asked.end_ms, *(it.span.end_ms for it in touched)])
+    assert first - span.start_ms <= EDGE_MS
+    assert span.end_ms - last <= EDGE_MS
+
+    # A model recognizes the same words, not quite at the same times, and parts of those that the
+    # audio cuts.
+    audio = with_context(span)
+    heard = []
+    for word in words:
+        shift = data.draw(st.integers(-45, 45))
+        from_ms = max(audio.start_ms, word.span.start_ms + shift)
+        until_ms = min(audio.end_ms, word.span.end_ms + shift)
+        if from_ms < until_ms:
+            heard.append((word.text.strip(), from_ms, until_ms))
+    anew = of(*([segment(*heard)] if heard else []))
+    assert spliced(before, span, anew).text == before.text

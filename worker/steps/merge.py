@@ -136,6 +136,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
     if revised is not None:
         transcript = completed(transcript_in(revised), transcript)
     manifest = _manifest(job, stored, transcript, languages)
+    if revised is not None and "reruns" in revised.manifest:
+        manifest["reruns"] = revised.manifest["reruns"]
     write_files(context, claim, transcript, warnings=warnings, manifest=manifest)
     metrics = JobMetrics(
         job_id=job.id,
@@ -332,7 +334,7 @@ def _manifest(
         "weights_sha256": weights_sha256,
         "models": job.transcription.models,
         "decoding": decoding_identity(job, weights_sha256 or "", language),
-        "encoders": sorted({segment.encoder for segment in transcript.segments} - {None}),
+        "encoders": transcript.encoders,
         "language_probabilities": languages or None,
         # Without the words of the glossaries: the job's own options have them.
         "options": {

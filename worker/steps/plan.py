@@ -36,6 +36,7 @@ from common.domain.models import (
 from common.domain.pipeline import pipeline_of
 from common.domain.request import Options
 from common.domain.results import seconds
+from common.domain.splicing import with_context
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
 from common.domain.values import MAX_WINDOW_MS, Span
 from common.errors import (
@@ -127,6 +128,10 @@ class _Planning:
         options = Options.from_json(self._job.options)
         self._cutting, self._detect_in = options.cutting, options.detect_in
         self._wanted_channels, self._span = options.channels, options.span
+        self._part = self._detect_in if self._span is None else with_context(self._span)
+        """What is cut into chunks; None: all."""
+        self._first_ms = 0 if self._span is None else with_context(self._span).start_ms
+        """Where the recording is read from, and the chunks' times count from."""
         self._tracks = tuple(map(Track.from_json, recording.audio_tracks))
         self._default = default_track(self._tracks)
         self._requested = find_track(self._tracks, options.audio_track)
@@ -172,12 +177,11 @@ class _Planning:
         channels = self._separation.channels
         planner = Planner(plan_options(self._cutting), self._context.voice_network, channels)
         span = self._span or Span(0, sys.maxsize)
-        start_ms = 0 if self._is_damaged() else span.start_ms
+        start_ms = 0 if self._is_damaged() else self._first_ms
         with open_recording(self._context, self._recording) as recording:
             decoder = ChannelDecoder if channels else MonoDecoder
             decoding = decoder(recording, track=self._track, start_ms=start_ms)
-            part = self._detect_in or self._span
-            for block in decoding if part is None else part_of(decoding, part):
+            for block in decoding if self._part is None else part_of(decoding, self._part):
                 decoded_ms = min(decoding.duration_ms, span.end_ms) - span.start_ms
                 check_length(decoded_ms, self._context.settings.upload.max_audio_hours)
                 if not self._charged_ms or decoded_ms >= self._charged_ms + CHARGED_MS:
@@ -186,13 +190,14 @@ class _Planning:
                     self._add_or_hold(chunk, replan=replan)
                 if self._detect_in is not None and self._language is not None:
                     break
-        self._charge(planner.duration_ms if self._span else decoding.duration_ms)
+        read = Span(self._first_ms, self._first_ms + planner.duration_ms)
+        self.duration_ms = read.clipped(span).duration_ms
+        self._charge(self.duration_ms if self._span else decoding.duration_ms)
         self._decoded = True
         for chunk in planner.finish():
             self._add_or_hold(chunk, replan=replan)
         if self._language is None:
             self._decide(replan=replan)
-        self.duration_ms = planner.duration_ms
         self._is_silent = planner.speech_ms == 0
         self.warnings = [
             *decoding.warnings,
@@ -382,7 +387,7 @@ class _Planning:
         """Store the chunk to be transcribed, unless the job only detects the language."""
         if self._detect_in is not None:
             return
-        chunk = planned.chunk if self._span is None else planned.chunk.shifted(self._span.start_ms)
+        chunk = planned.chunk.shifted(self._first_ms)
         identity = decoding_identity(self._job, self._weights_sha256, language)
         address = content_hash(chunk, planned.pcm, identity)
         known_address, done = self._known.get(chunk.index, (address, False))

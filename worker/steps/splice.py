@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -13,18 +11,17 @@ from common.db.flow import locked_job
 from common.db.revisions import Author, add_revision
 from common.db.steps import Claim, StaleClaim
 from common.db.tables import Job
-from common.domain.differences import difference
-from common.domain.glossary import Entry, rewritten
-from common.domain.job import MODERATION_FAILED
 from common.domain.merging import merge
+from common.domain.pipeline import pipeline_of
 from common.domain.request import Options
-from common.domain.splicing import spliced
+from common.domain.results import seconds
+from common.domain.splicing import has_words, spliced
 from common.domain.transcript import Origin, Transcript
-from common.domain.values import Segment
-from common.errors import Transient
-from common.transcripts import moderated_by, parts
+from common.errors import NoSpeech, NotReady, SourceRetried, Transient
+from common.transcripts import moderated_by, moderation_warnings, parts
 from worker.context import Context, with_retries
 from worker.steps.audio import decoding_identity
+from worker.steps.merge import corrected
 
 SLOWEST = 0.005
 """As a merge."""
@@ -34,8 +31,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
     """Store the text of the claimed job's chunks in a new revision of its source.
 
     Raises:
-        NotReady: the source is being retried; permanently.
-        StaleClaim, Unavailable: as in every step.
+        NoSpeech: nothing was recognized in the span; permanently.
+        SourceRetried, StaleClaim, Unavailable: as in every step.
     """
     job = claim.job
     stored, _ = with_retries(context.transcriptions.to_merge, claim.job_id)
@@ -45,9 +42,11 @@ def run(context: Context, claim: Claim) -> Claim | None:
     anew = Transcript(
         job.transcription.detected_language or job.language,
         span.duration_ms,
-        _rewritten(merge(parts(stored)), options.to_rewrite),
+        corrected(context, merge(parts(stored)), options.to_rewrite),
         moderated_by(stored) if options.moderation else None,
     )
+    if not has_words(anew, span):
+        raise NoSpeech(start=seconds(span.start_ms), end=seconds(span.end_ms))
     weights = job.transcription.weights_sha256 or ""
     rerun: dict[str, Any] = {
         "job_id": str(job.id),
@@ -58,10 +57,6 @@ def run(context: Context, claim: Claim) -> Claim | None:
         "decoding": decoding_identity(job, weights, anew.language),
     }
 
-    def change(transcript: Transcript) -> tuple[Transcript, list[Any]]:
-        changed = spliced(transcript, span, anew)
-        return changed, difference(transcript, changed)
-
     source_id = job.source_id
     assert source_id is not None  # noqa: S101 - what such jobs are about
 
@@ -69,25 +64,26 @@ def run(context: Context, claim: Claim) -> Claim | None:
         source = locked_job(session, source_id)
         if source is None:
             raise StaleClaim
-        author = Author(job.key_id)
-        add_revision(session, source, change, origin=Origin.RERUN, author=author, rerun=rerun)
-        undone = any(it.moderation is None for it in stored)
-        job.warnings = [MODERATION_FAILED] if options.moderation and undone else []
+        try:
+            add_revision(
+                session,
+                source,
+                lambda transcript: spliced(transcript, span, anew),
+                origin=Origin.RERUN,
+                author=Author(job.key_id),
+                made_by=lambda it: it | {"reruns": [*it.get("reruns", []), rerun]},
+            )
+        except NotReady as error:
+            raise SourceRetried from error
+        kept = [it for it in job.warnings if it not in pipeline_of(job.kind).warnings]
+        own = moderation_warnings(stored) if options.moderation else ()
+        job.warnings = list(dict.fromkeys([*kept, *own]))
 
     with suppress(Transient):  # otherwise the dispatcher drops them
         context.storage.drop_chunks(job.id)
     following = context.finish(claim, within=store)
     context.events.job_changed(source_id)
     return following
-
-
-def _rewritten(segments: Sequence[Segment], entries: Sequence[Entry]) -> tuple[Segment, ...]:
-    """With the words of glossaries written right; the refinement labels what was changed."""
-    new = rewritten(segments, entries)
-    return tuple(
-        it if it is old else replace(it, finding=None)
-        for it, old in zip(new, segments, strict=True)
-    )
 
 
 def limit_s(context: Context, claim: Claim) -> float:

@@ -14,13 +14,13 @@ from common.db.database import Database
 from common.db.flow import locked_job
 from common.db.glossaries import count_replacements
 from common.db.tables import Job, Step, TranscriptRevision
-from common.db.transcriptions import newest_revision, store_revision, transcript_in
+from common.db.transcriptions import newest_revision, row_of, store_revision, transcript_in
 from common.domain.differences import difference
 from common.domain.glossary import replacements
 from common.domain.job import WITH_TEXT, JobStatus, StepStatus, no_text
 from common.domain.pipeline import StepKind
 from common.domain.speakers import marked_overlaps
-from common.domain.transcript import Origin, Transcript, segments_to_json
+from common.domain.transcript import Origin, Transcript
 from common.errors import NoSpeakers, NotFound, StaleRevision
 
 Change = Callable[[Transcript], Transcript]
@@ -222,19 +222,8 @@ def add_revision(
     manifest = made_by(newest.manifest) | {"encoders": transcript.encoders}
     if transcript.moderated_by is not None:
         manifest["moderation"] = transcript.models_to_json()
-    revision = TranscriptRevision(
-        job_id=job.id,
-        language=transcript.language,
-        duration_ms=transcript.duration_ms,
-        word_count=transcript.word_count,
-        segments=segments_to_json(transcript.segments),
-        diarization=transcript.diarization and transcript.diarization.to_json(),
-        manifest=manifest,
-        origin=origin,
-        key_id=author.key_id,
-        note=author.note,
-        changes=changes,
-    )
+    revision = row_of(job.id, transcript, manifest, origin)
+    revision.key_id, revision.note, revision.changes = author.key_id, author.note, changes
     store_revision(session, job, revision)
     if origin is Origin.EDIT:
         count_replacements(session, job.tenant, job.id, _replaced(changes))

@@ -313,6 +313,22 @@ def transcript_in(row: TranscriptRevision) -> Transcript:
     )
 
 
+def row_of(
+    job_id: UUID, transcript: Transcript, manifest: dict[str, Any], origin: Origin
+) -> TranscriptRevision:
+    """A revision with this transcript, before `store_revision` numbers and stores it."""
+    return TranscriptRevision(
+        job_id=job_id,
+        language=transcript.language,
+        duration_ms=transcript.duration_ms,
+        word_count=transcript.word_count,
+        segments=segments_to_json(transcript.segments),
+        diarization=transcript.diarization and transcript.diarization.to_json(),
+        manifest=manifest,
+        origin=origin,
+    )
+
+
 def store_revision(session: Session, job: Job, transcript: TranscriptRevision) -> None:
     """Store ``transcript`` as the newest revision of ``job``, whose row is locked, and number it.
 

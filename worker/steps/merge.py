@@ -14,8 +14,8 @@ from loguru import logger
 
 from common.asr.guards import DOUBTFUL
 from common.db.steps import Claim
-from common.db.tables import Job, JobMetrics, TranscriptRevision
-from common.db.transcriptions import ChunkResult, merged, transcript_in
+from common.db.tables import Job, JobMetrics
+from common.db.transcriptions import ChunkResult, merged, row_of, transcript_in
 from common.diarization.clustering import cluster
 from common.diarization.identification import likeness, mean_voice
 from common.domain.chunks import windows_to_json
@@ -47,7 +47,7 @@ from common.domain.speakers import (
     turns_of,
     voiced_by,
 )
-from common.domain.transcript import Origin, Transcript, segments_to_json
+from common.domain.transcript import Origin, Transcript
 from common.domain.values import Segment
 from common.domain.voices import MIN_SPEAKER_MS, ambiguous, identify
 from common.errors import StenoError, Transient, VoicesLocked
@@ -150,16 +150,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
         diarization_ms=sum(chunk.diarization_ms or 0 for chunk in stored),
         merge_ms=round((time.monotonic() - started) * 1000),
     )
-    revision = TranscriptRevision(
-        job_id=job.id,
-        language=transcript.language,
-        duration_ms=transcript.duration_ms,
-        word_count=transcript.word_count,
-        segments=segments_to_json(transcript.segments),
-        diarization=transcript.diarization and transcript.diarization.to_json(),
-        manifest=manifest,
-        origin=Origin.MERGE if revised is None else Origin.RETRY,
-    )
+    origin = Origin.MERGE if revised is None else Origin.RETRY
+    revision = row_of(job.id, transcript, manifest, origin)
     # Before the end: a retry writes new ones.
     with suppress(Transient):  # otherwise the dispatcher drops them
         context.storage.drop_chunks(job.id)

@@ -243,7 +243,7 @@ async def apply(
         ]
         if not edits:
             raise Conflict(reason="These proposals would change nothing")
-        return apply_edits(transcript, edits)
+        return apply_edits(transcript, edits, is_limited=False)
 
     def store(revisions: Revisions, author: Author) -> TranscriptRevision:
         if number is not None and number != revision:

@@ -46,24 +46,22 @@ class Paragraph:
 def paragraphs(transcript: Transcript) -> Iterator[Paragraph]:
     """The segments that have text, in order, in paragraphs."""
     found: list[Segment] = []
+    letters = 0
     for segment in transcript.segments:
         if not segment.text.strip():
             continue
-        if found and _begins(found, segment):
+        if found and (letters >= LETTERS or _begins(found[-1], segment)):
             yield Paragraph(transcript.speaker_of(found[0]), tuple(found))
-            found = []
+            found, letters = [], 0
         found.append(segment)
+        letters += len(segment.text)
     if found:
         yield Paragraph(transcript.speaker_of(found[0]), tuple(found))
 
 
-def _begins(before: list[Segment], segment: Segment) -> bool:
-    last = before[-1]
-    return (
-        (last.speaker, last.channel) != (segment.speaker, segment.channel)
-        or segment.span.start_ms - last.span.end_ms >= PAUSE_MS
-        or sum(len(each.text) for each in before) >= LETTERS
-    )
+def _begins(before: Segment, segment: Segment) -> bool:
+    is_another = (before.speaker, before.channel) != (segment.speaker, segment.channel)
+    return is_another or segment.span.start_ms - before.span.end_ms >= PAUSE_MS
 
 
 def clock(ms: int) -> str:

@@ -7,10 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from common.domain.matching import matching
 from common.domain.results import seconds
 from common.domain.transcript import Transcript, join_text
 from common.domain.values import Segment, Span
-from common.domain.word_times import aligned, tokens
+from common.domain.word_times import tokens
 
 Numbered = tuple[int, Segment]
 """A segment and its id: its index in its transcript."""
@@ -125,10 +126,10 @@ def _document(index: int, segment: Segment) -> dict[str, Any]:
 def _pieces(old: str, new: str) -> list[dict[str, str]]:
     """The new text, and what of the old one is gone, word by word."""
     before, after = tokens(old), tokens(new)
-    places = aligned([it.strip() for it in before], [it.strip() for it in after])
+    places = matching([it.strip() for it in before], [it.strip() for it in after])
     pieces: list[dict[str, str]] = []
     was = now = 0
-    for a, b in [*sorted(places.items()), (len(before), len(after))]:
+    for a, b in [*places.items(), (len(before), len(after))]:
         for op, text in (
             ("delete", before[was:a]),
             ("insert", after[now:b]),

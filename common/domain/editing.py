@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import pairwise
 from typing import Final, Literal
@@ -29,6 +30,13 @@ MAX_EDITS = 1_000
 """In one sequence."""
 MAX_TEXT = 10_000
 """Characters that a person may write into a segment."""
+MAX_ALL_TEXT = 200_000
+"""Characters in all texts of one sequence: what is said in four hours. To find out which words stay
+takes the gateway about 2 µs for each."""
+
+_UNSTORED = re.compile("[\0\ud800-\udfff]")
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters (Cc), and what separates lines and paragraphs."""
 
 
 class Unchanged(Enum):
@@ -100,7 +108,9 @@ class Insert:
 Edit = Replace | Split | Join | Delete | Insert
 
 
-def apply_edits(transcript: Transcript, edits: Sequence[Edit]) -> Transcript:
+def apply_edits(
+    transcript: Transcript, edits: Sequence[Edit], *, is_limited: bool = True
+) -> Transcript:
     """The transcript after edits, made one after another: all, or none.
 
     Segments are named by their index in ``transcript``. One that is deleted, joined or split has no
@@ -111,19 +121,31 @@ def apply_edits(transcript: Transcript, edits: Sequence[Edit]) -> Transcript:
     was transcribed; a join has those of its first segment. If a segment gets another speaker, its
     time in the diarization does too (`Diarization.reassigned`). Moved times change no turns.
 
+    ``is_limited``: there may be `MAX_EDITS` with `MAX_ALL_TEXT`, as one request can send. What a
+    language model proposes for a whole transcript is more.
+
     Raises:
-        TooLarge: there are too many edits, or a text is too long.
+        TooLarge: there are too many edits, a text is too long, or all are together.
         OutOfRange: an index, a time or a text is not possible, or segments of a channel overlap.
         FieldMissing, OptionConflict: an edit lacks something, or contradicts another one or itself.
         UnknownOption: nobody in the diarization is the speaker.
         NoSpeakers: the transcript has none.
     """
-    if len(edits) > MAX_EDITS:
-        raise TooLarge(field="edits", limit=f"{MAX_EDITS} edits", value=len(edits))
+    if is_limited:
+        _check_size(edits)
     draft = _Draft(transcript)
     for number, edit in enumerate(edits):
         draft.apply(number, edit)
     return draft.finished()
+
+
+def _check_size(edits: Sequence[Edit]) -> None:
+    if len(edits) > MAX_EDITS:
+        raise TooLarge(field="edits", limit=f"{MAX_EDITS} edits", value=len(edits))
+    letters = sum(len(edit.text or "") for edit in edits if isinstance(edit, Replace | Insert))
+    if letters > MAX_ALL_TEXT:
+        limit = f"{MAX_ALL_TEXT} characters in all texts"
+        raise TooLarge(field="edits", limit=limit, value=letters)
 
 
 @dataclass(eq=False)
@@ -131,11 +153,16 @@ class _Piece:
     """A segment in the making. ``name`` is how errors call it.
 
     ``placed``: the number of the edit that set its times, if one did, and its fields for them.
+    ``speaker``: whose time in the diarization it has, until it is settled.
     """
 
     name: str
     segment: Segment
     placed: tuple[int, str, str] | None = None
+    speaker: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.speaker = self.segment.speaker
 
 
 class _Draft:
@@ -183,6 +210,8 @@ class _Draft:
         segments = tuple(piece.segment for piece in pieces)
         diarization = self._base.diarization
         if diarization is not None:
+            for piece in pieces:
+                self._settle(piece)
             diarization = diarization.reassigned(self._speakers)
             silent = {it.speaker for it in segments} - {None, *diarization.speakers}
             lost = [(it, it.speaker) for it in segments if it.speaker in silent]
@@ -214,9 +243,7 @@ class _Draft:
         segment = replace(segment, span=span, words=moved_into(segment.words, span))
         if edit.speaker is not UNCHANGED:
             self._check_speaker(f"{field}.speaker", edit.speaker)
-            if edit.speaker != segment.speaker:
-                self._speakers.append((segment, edit.speaker))
-                segment = replace(segment, speaker=edit.speaker)
+            segment = replace(segment, speaker=edit.speaker)
         piece.segment = segment
 
     def _split(self, number: int, edit: Split) -> None:
@@ -296,12 +323,10 @@ class _Draft:
         others = self._base.segments
         if not others or any(it.words for it in others):
             segment = replace(segment, words=retimed((), segment.text, span))
-        if edit.speaker is not None:
-            self._speakers.append((segment, edit.speaker))
-            segment = replace(segment, speaker=edit.speaker)
         placed = number, f"{field}.start", f"{field}.end"
-        name = f"the segment of edits[{number}]"
-        self._inserted.append(_Piece(name, segment, placed=placed))
+        piece = _Piece(f"the segment of edits[{number}]", segment, placed=placed)
+        piece.segment = replace(segment, speaker=edit.speaker)
+        self._inserted.append(piece)
 
     # --- what is allowed ------------------------------------------------------------------------
 
@@ -320,8 +345,15 @@ class _Draft:
 
     def _end(self, number: int, index: int) -> None:
         """The segment has no index any more."""
+        self._settle(self._pieces[index][0])
         self._gone[index] = number
         self._pieces[index] = []
+
+    def _settle(self, piece: _Piece) -> None:
+        """Note who gets its time in the diarization, where edits gave it another speaker."""
+        if piece.segment.speaker != piece.speaker:
+            before = replace(piece.segment, speaker=piece.speaker)
+            self._speakers.append((before, piece.segment.speaker))
 
     def _span(self, field: str, start_ms: int | None, end_ms: int | None, old: Span) -> Span:
         """A span in the recording; what is not given is that of ``old``."""
@@ -433,14 +465,10 @@ def _one_line(field: str, text: str, instead: str = "") -> str:
     """
     if len(text) > MAX_TEXT:
         raise TooLarge(field=field, limit=f"{MAX_TEXT} characters", value=len(text))
-    wrong = next(
-        (at for at, it in enumerate(text) if it == "\0" or "\ud800" <= it <= "\udfff"), None
-    )
-    if wrong is not None:
+    if wrong := _UNSTORED.search(text):
         limit = "Unicode without lone surrogates and NUL"
-        raise OutOfRange(field=field, limit=limit, value=f"one at {wrong}")
-    spaced = (" " if unicodedata.category(it) in ("Cc", "Zl", "Zp") else it for it in text)
-    line = " ".join(unicodedata.normalize("NFC", "".join(spaced)).split())
+        raise OutOfRange(field=field, limit=limit, value=f"one at {wrong.start()}")
+    line = " ".join(unicodedata.normalize("NFC", _CONTROLS.sub(" ", text)).split())
     if all(unicodedata.category(it)[0] in "CZ" for it in line):
         limit = f"a text that is not blank{instead}"
         raise OutOfRange(field=field, limit=limit, value=text[:200])

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
 from typing import Any, Self
 from unicodedata import category, normalize
 
+from common.domain.matching import matching
 from common.domain.moderation import Finding, Mark
 from common.domain.values import Segment, Span, Word
 
@@ -398,18 +398,18 @@ def replacements(old: str, new: str) -> list[tuple[str, str]]:
     before, after = _spoken(old), _spoken(new)
     if max(len(before), len(after)) > MOST_COMPARED:
         return []
-    same = SequenceMatcher(
-        None, [word for word, _ in before], [word for word, _ in after], autojunk=False
-    )
+    places = matching([word for word, _ in before], [word for word, _ in after])
     found: dict[tuple[str, str], None] = {}
-    for kind, start, end, new_start, new_end in same.get_opcodes():
-        if kind != "replace" or max(end - start, new_end - new_start) > LONGEST_CHANGE:
+    at = now_at = 0
+    for stays, now_stays in [*places.items(), (len(before), len(after))]:
+        gone, come = before[at:stays], after[now_at:now_stays]
+        at, now_at = stays + 1, now_stays + 1
+        if not (gone and come) or max(len(gone), len(come)) > LONGEST_CHANGE:
             continue
-        was = " ".join(word for word, _ in before[start:end])
-        now = " ".join(word for word, _ in after[new_start:new_end])
+        was, now = (" ".join(word for word, _ in words) for words in (gone, come))
         if max(len(was), len(now)) > LONGEST_WORD:
             continue
-        if _folded(was) == _folded(now) and (after[new_start][1] or not _gains_capital(was, now)):
+        if _folded(was) == _folded(now) and (come[0][1] or not _gains_capital(was, now)):
             continue
         found[was.lower(), now] = None
     return list(found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 from common.domain.moderation import Mark
 from common.domain.transcript import Transcript
@@ -38,10 +40,13 @@ def places(words: Sequence[Word]) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def marked_words(segment: Segment, mark: Mark) -> list[Word]:
-    """The words that a mark touches."""
-    said = zip(segment.words, places(segment.words), strict=True)
-    return [word for word, (start, end) in said if start < mark.end and end > mark.start]
+def marked_words(segment: Segment, marks: Iterable[Mark]) -> Iterator[Sequence[Word]]:
+    """The words that each mark touches."""
+    found = list(places(segment.words))
+    for mark in marks:
+        first = bisect_right(found, mark.start, key=itemgetter(1))
+        last = bisect_left(found, mark.end, key=itemgetter(0))
+        yield segment.words[first:last]
 
 
 def masked_segment(segment: Segment) -> Segment:

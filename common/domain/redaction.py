@@ -41,5 +41,5 @@ def spans_to_silence(transcript: Transcript) -> list[Span]:
 def _offences(segment: Segment, marks: tuple[Mark, ...]) -> list[Span]:
     if not marks or "".join(word.text for word in segment.words) != segment.text:
         return [segment.span]
-    words = [marked_words(segment, mark) for mark in marks]
+    words = list(marked_words(segment, marks))
     return [word.span for each in words for word in each] if all(words) else [segment.span]

@@ -150,14 +150,16 @@ def finding_document(index: int, segment: Segment) -> dict[str, Any] | None:
         "scores": dict(zip(Label, finding.scores, strict=True)),
         "start": seconds(segment.span.start_ms),
         "end": seconds(segment.span.end_ms),
-        "spans": [_offence(segment, mark) for mark in finding.marks],
+        "spans": [
+            _offence(segment.text[mark.start : mark.end].strip(), mark, words)
+            for mark, words in zip(finding.marks, marked_words(segment, finding.marks), strict=True)
+        ],
     }
 
 
-def _offence(segment: Segment, mark: Mark) -> dict[str, Any]:
-    words = marked_words(segment, mark)
+def _offence(text: str, mark: Mark, words: Sequence[Word]) -> dict[str, Any]:
     return {
-        "text": segment.text[mark.start : mark.end].strip(),
+        "text": text,
         "start": seconds(words[0].span.start_ms) if words else None,
         "end": seconds(words[-1].span.end_ms) if words else None,
         "label": mark.label,

@@ -517,11 +517,15 @@ def _flagged(segment: Segment, turns: Iterable[Turn]) -> Segment:
         for turn in turns
         if turn.span.clipped(segment.span).duration_ms
     )
-    both_ms = sum(
-        min(one.end_ms, other.end_ms) - other.start_ms
-        for at, (one, who) in enumerate(spans)
-        for other, another in spans[at + 1 :]
-        if another != who and other.start_ms < one.end_ms
-    )
+    both_ms = 0
+    speaking: list[tuple[Span, str]] = []
+    for span, who in spans:
+        speaking = [it for it in speaking if it[0].end_ms > span.start_ms]
+        both_ms += sum(
+            min(other.end_ms, span.end_ms) - span.start_ms
+            for other, another in speaking
+            if another != who
+        )
+        speaking.append((span, who))
     others = tuple(flag for flag in segment.flags if flag != OVERLAP)
     return replace(segment, flags=(*others, OVERLAP) if both_ms >= OVERLAP_MS else others)

@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
 
+from common.domain.matching import matching
 from common.domain.values import Span, Word
-
-MAX_PAIRS = 5_000
-"""Pairs of equal tokens that are compared when two texts are aligned.
-
-A change from end to end of a text of 500 words has fewer. What has more, such as one word a hundred
-times, is aligned at its beginning and its end only: the time that it takes grows with the square.
-"""
 
 _UNSPACED = re.compile(
     "["
@@ -45,7 +38,7 @@ def retimed(words: Sequence[Word], text: str, span: Span) -> tuple[Word, ...]:
     probability of 1, as a person is certain of them.
     """
     before, after = tokens("".join(word.text for word in words)), tokens(text)
-    places = aligned([*map(_letters, before)], [*map(_letters, after)])
+    places = matching([*map(_letters, before)], [*map(_letters, after)])
     kept = list(_kept(words, before, places))
     new: list[Word] = []
     holes: list[tuple[int, int, Sequence[Word]]] = []
@@ -64,8 +57,8 @@ def retimed(words: Sequence[Word], text: str, span: Span) -> tuple[Word, ...]:
 def moved_into(words: Sequence[Word], span: Span) -> tuple[Word, ...]:
     """The words, in order, inside ``span``: those inside already stay, the others are estimated."""
     new = list(words)
-    first = sum(word.span.start_ms < span.start_ms for word in words)
-    last = len(words) - sum(word.span.end_ms > span.end_ms for word in words)
+    first = bisect_left(words, span.start_ms, key=lambda word: word.span.start_ms)
+    last = bisect_right(words, span.end_ms, key=lambda word: word.span.end_ms)
     if first >= last:
         first, last = len(words), len(words)
     _fill(new, 0, first, words[:first], span)
@@ -106,24 +99,11 @@ def space_before(text: str) -> str:
     return "" if _UNSPACED.match(first) else " "
 
 
-def aligned(before: Sequence[str], after: Sequence[str]) -> dict[int, int]:
-    """Where items that stay are in the new sequence, by their place in the old one; in order."""
-    shorter = min(len(before), len(after))
-    head = next((at for at in range(shorter) if before[at] != after[at]), shorter)
-    left = shorter - head
-    tail = next((at for at in range(left) if before[-1 - at] != after[-1 - at]), left)
-    old, new = before[head : len(before) - tail], after[head : len(after) - tail]
-    counts = Counter(new)
-    blocks = [(0, 0, head), (len(before) - tail, len(after) - tail, tail)]
-    if sum(counts[item] for item in old) <= MAX_PAIRS:
-        matches = SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
-        blocks += [(head + it.a, head + it.b, it.size) for it in matches]
-    return {a + at: b + at for a, b, size in blocks for at in range(size)}
-
-
 def _letters(token: str) -> str:
     """What makes two tokens the same word; punctuation only where there is nothing else."""
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", token).casefold())
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", token.strip()).casefold())
+    if folded.isalnum():  # as most words are
+        return folded
     return "".join(it for it in folded if unicodedata.category(it)[0] in "LNMS") or token.strip()
 
 
@@ -155,14 +135,14 @@ def _respelled(words: Sequence[Word], text: str) -> list[Word]:
     """Words that stay, with the case and the punctuation of ``text``, which is their new text."""
     if "".join(word.text for word in words) == text:
         return list(words)
-    new, rest = [], text
+    letters = [at for at, letter in enumerate(text) if letter.isalnum()]
+    new, start, count = [], 0, 0
     for word in words[:-1]:
-        count = sum(map(str.isalnum, word.text))
-        ends = [at for at, letter in enumerate(rest) if letter.isalnum()]
-        end = ends[count] if count < len(ends) else len(rest)
-        new.append(replace(word, text=rest[:end]))
-        rest = rest[end:]
-    new += [replace(word, text=rest) for word in words[-1:]]
+        count += sum(map(str.isalnum, word.text))
+        end = letters[count] if count < len(letters) else len(text)
+        new.append(replace(word, text=text[start:end]))
+        start = end
+    new += [replace(word, text=text[start:]) for word in words[-1:]]
     return [word for word in new if word.text]
 
 

@@ -313,7 +313,13 @@ def test_a_malformed_edit_changes_nothing(api: Api, job_id: UUID, wrong: object)
 def test_too_much_text_is_refused(api: Api, job_id: UUID) -> None:
     long = edit(api, job_id, replace(0, "a" * 10_001), status=413).json()
     assert (long["field"], long["value"]) == ("edits[0].text", 10_001)
-    edit(api, job_id, *[replace(0, "a" * 10_000)] * 1_000, status=413)
+    edit(api, job_id, *[replace(0, "a" * 10_000)] * 1_000, status=413)  # the body
+    many = edit(api, job_id, *[replace(0, "a" * 10_000)] * 21, status=413).json()
+    assert (many["field"], many["limit"], many["value"]) == (
+        "edits",
+        "200000 characters in all texts",
+        210_000,
+    )
     edit(api, job_id, *[replace(0, "a")] * 1_001, status=422)
     assert api.count(TranscriptRevision) == 1
 

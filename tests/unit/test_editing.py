@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from common.domain.differences import difference
 from common.domain.editing import (
+    MAX_ALL_TEXT,
     MAX_EDITS,
     MAX_TEXT,
     Delete,
@@ -217,6 +218,13 @@ def test_every_vietnamese_syllable_stays_in_any_form_and_differs_from_every_othe
             assert found.words[0].estimated, (one, other)
 
 
+def test_what_is_proposed_for_a_whole_transcript_may_be_more_than_one_request() -> None:
+    told = talk(segment("a", 0))
+    for edits in ([Replace(0, "b")] * (MAX_EDITS + 1), [Replace(0, "b" * MAX_TEXT)] * 21):
+        assert sum(len(it.text or "") for it in edits) > MAX_ALL_TEXT or len(edits) > MAX_EDITS
+        assert apply_edits(told, edits, is_limited=False).changed == (0,)
+
+
 # --- times ------------------------------------------------------------------------------------
 
 
@@ -363,6 +371,17 @@ def test_the_turns_follow_the_speaker_of_a_segment() -> None:
     assert nobody.diarization.turns == (Turn(Span(0, 800), A), Turn(Span(1_600, 2_300), B))
 
 
+def test_a_segment_that_changes_hands_often_ends_with_the_last_one() -> None:
+    told = talk(segment("a b", 0, speaker=A), segment("c d", 2_000, speaker=B), diarized=True)
+    once = edited(told, Replace(0, speaker=B), Replace(0, "x y"))
+    assert once == edited(told, Replace(0, "x y"), *[Replace(0, speaker=it) for it in (B, A, B)])
+    assert once.diarization == Diarization((Turn(Span(0, 700), B), Turn(Span(2_000, 2_700), B)))
+    back = edited(told, *[Replace(0, speaker=it) for it in (B, None, A)])
+    assert back == told
+    gone = edited(told, Replace(0, speaker=B), Delete(0))
+    assert gone.diarization == once.diarization
+
+
 def test_who_speaks_as_well_keeps_their_turn_and_the_flag_says_so() -> None:
     both = Diarization(
         (Turn(Span(0, 1_000), A), Turn(Span(200, 900), B), Turn(Span(5_000, 6_000), C))
@@ -446,6 +465,11 @@ BLANK = (
             [Delete(0)] * (MAX_EDITS + 1),
             TooLarge,
             "edits is limited to 1000 edits; got 1001",
+        ),
+        (
+            [Insert(0, 1, "x" * 999), *[Replace(0, "x" * 10_000)] * 20],
+            TooLarge,
+            "edits is limited to 200000 characters in all texts; got 200999",
         ),
         (
             [Replace(0, start_ms=-1)],

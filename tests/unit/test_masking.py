@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.domain.masking import mask, masked
+from common.domain.masking import marked_words, mask, masked, places
 from common.domain.moderation import Finding, Label, Mark
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
@@ -72,3 +72,15 @@ def test_words_are_masked_exactly_as_their_segment_is(segment: Segment) -> None:
 def test_unmoderated_segments_stay_as_they_are() -> None:
     talk = Transcript("vi", 1000, (Segment(Span(0, 500), " đm"),))
     assert masked(talk) == talk
+
+
+@given(marked_segments())
+def test_the_words_of_a_mark_are_those_with_some_of_its_characters(segment: Segment) -> None:
+    assert segment.finding is not None
+    marks = segment.finding.marks
+    found = [list(words) for words in marked_words(segment, marks)]
+    said = list(zip(segment.words, places(segment.words), strict=True))
+    assert found == [
+        [word for word, (start, end) in said if start < mark.end and end > mark.start]
+        for mark in marks
+    ]

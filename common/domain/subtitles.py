@@ -307,6 +307,10 @@ LINE_COST: Final = 1_000.0
 """More than breaks and balance can cost: there are never more lines than needed."""
 
 
+_Row = tuple[int, bool, int, int, int]
+"""Of a piece: its letters, whether it is spaced, its end, its segment; and when the next starts."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """The segments of one kind that follow each other, to be cut into cues.
@@ -325,9 +329,14 @@ class _Run:
         count = len(self.pieces)
         costs = [0.0] + [inf] * count
         starts = [0] * (count + 1)
+        following = [piece.span.start_ms for piece in self.pieces[1:]] + [self.following_ms]
+        rows = [
+            (len(piece.text), piece.spaced, piece.span.end_ms, piece.segment, following_ms)
+            for piece, following_ms in zip(self.pieces, following, strict=True)
+        ]
         for first in range(count):
             before = costs[first] + self._cut_cost(first)
-            for end, cost in self._from(first):
+            for end, cost in self._from(first, rows[first : first + MOST_WORDS]):
                 if before + cost < costs[end]:
                     costs[end], starts[end] = before + cost, first
         for first, end in pairwise(_cuts(starts)):
@@ -344,40 +353,47 @@ class _Run:
             CUT_COST + Break.OTHER if piece.before > Break.PAUSE and _belong(before, piece) else 0.0
         )
 
-    def _from(self, first: int) -> Iterator[tuple[int, float]]:
-        """Where a cue that begins with the piece ``first`` may end, with its cost."""
-        pieces, layout = self.pieces, self.layout
-        width, most_ms = layout.max_line_width, layout.max_cue_ms
-        most_letters = width * layout.max_line_count
-        start_ms, end_ms = pieces[first].span.start_ms, 0
+    def _from(self, first: int, rows: Sequence[_Row]) -> Iterator[tuple[int, float]]:
+        """Where a cue that begins with the piece ``first`` may end, with its cost.
+
+        It is called for each word, and looks at up to `MOST_WORDS`: so it is written to be fast.
+        """
+        layout = self.layout
+        width, most_lines, most_ms = layout.max_line_width, layout.max_line_count, layout.max_cue_ms
+        most_letters = width * most_lines
+        needs_time = layout.min_cue_ms > 0 or layout.max_cps < inf
+        start_ms, end_ms = self.pieces[first].span.start_ms, 0
         letters = line = len(self.heading)
-        lines, joins, segment = 1, 0, pieces[first].segment
-        for end in range(first + 1, min(first + MOST_WORDS, len(pieces)) + 1):
-            piece = pieces[end - 1]
-            size = len(piece.text)
-            gap = letters > 0 and (piece.spaced or end == first + 1)
+        lines, joins, segment = 1, 0, self.pieces[first].segment
+        for end, (size, is_spaced, its_end_ms, its_segment, following_ms) in enumerate(
+            rows, first + 1
+        ):
+            gap = letters > 0 and (is_spaced or end == first + 1)
             line += gap + size
             if line > width:
                 lines, line = lines + (letters > 0), size
             letters += gap + size
-            end_ms = max(end_ms, piece.span.end_ms)
+            if its_end_ms > end_ms:
+                end_ms = its_end_ms
             length_ms = end_ms - start_ms
-            if piece.segment != segment:
-                joins, segment = joins + 1, piece.segment
-            fits = lines <= layout.max_line_count and length_ms <= most_ms
+            if its_segment != segment:
+                joins, segment = joins + 1, its_segment
+            is_too_much = lines > most_lines or length_ms > most_ms
             if joins:
-                fits = fits and letters <= SCREEN_LETTERS and length_ms <= SCREEN_MS
-            if not fits and end > first + 1:
+                is_too_much |= letters > SCREEN_LETTERS or length_ms > SCREEN_MS
+            if is_too_much and end > first + 1:
                 return
             full = min(1.0, max(letters / most_letters, length_ms / most_ms))
-            lacking_ms = layout.needed_ms(letters) - self._room_ms(start_ms, end_ms, end)
             cost = JOIN_COST * joins + CUE_BALANCE * full * full
-            yield end, cost + lacking_ms / MS_LACKING if lacking_ms > 0 else cost
+            if needs_time:
+                room_ms = self._room_ms(start_ms, end_ms, following_ms)
+                lacking_ms = layout.needed_ms(letters) - room_ms
+                if lacking_ms > 0:
+                    cost += lacking_ms / MS_LACKING
+            yield end, cost
 
-    def _room_ms(self, start_ms: int, end_ms: int, end: int) -> float:
-        """How long a cue may be shown whose words end at ``end_ms``, before the piece ``end``."""
-        is_last = end == len(self.pieces)
-        following_ms = self.following_ms if is_last else self.pieces[end].span.start_ms
+    def _room_ms(self, start_ms: int, end_ms: int, following_ms: int) -> float:
+        """How long a cue may be shown whose words end at ``end_ms``, until the next word starts."""
         return min(max(end_ms, following_ms) - start_ms, self.layout.max_cue_ms)
 
     def _cue(self, first: int, end: int) -> Cue:
@@ -385,7 +401,9 @@ class _Run:
         start_ms, end_ms = pieces[0].span.start_ms, max(piece.span.end_ms for piece in pieces)
         lines = _lines(self.heading, pieces, self.layout)
         needed_ms = max(end_ms - start_ms, ceil(self.layout.needed_ms(len(" ".join(lines)))))
-        shown_ms = int(min(needed_ms, self._room_ms(start_ms, end_ms, end)))
+        is_last = end == len(self.pieces)
+        following_ms = self.following_ms if is_last else self.pieces[end].span.start_ms
+        shown_ms = int(min(needed_ms, self._room_ms(start_ms, end_ms, following_ms)))
         segments = self.segments[pieces[0].segment : pieces[-1].segment + 1]
         return Cue(Span(start_ms, start_ms + shown_ms), lines, tuple(segments))
 

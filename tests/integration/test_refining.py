@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -35,6 +37,7 @@ from tests.support.factories import (
     stored_segment,
     submit_job,
 )
+from tests.support.service import wait_until, waits_for_a_lock
 from worker.context import Context
 from worker.steps import refine
 
@@ -154,6 +157,47 @@ def test_what_refines_an_older_revision_changes_nothing(
     refine.run(context, refining(steps))
     assert file(tmp_path, job_id, "txt").startswith(f"{A}: second\n")
     assert published(steps) == []
+
+
+def test_a_late_refinement_cannot_overwrite_the_files_of_a_newer_one(
+    context: Context,
+    database: Database,
+    steps: Steps,
+    revisions: Revisions,
+    job_id: UUID,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its claim was valid when it began to write: what is newer waits, or comes first."""
+    say(revisions, job_id, "first")
+    late = refining(steps)
+    newer: list[Future[None]] = []
+    write_result = context.storage.write_result
+
+    def say_more() -> None:
+        say(revisions, job_id, "second")
+        refine.run(context, refining(steps))
+
+    def slowly(of_job: UUID, name: str, content: bytes) -> None:
+        if not newer:
+            newer.append(pool.submit(say_more))
+            wait_until(
+                lambda: newer[0].done() or waits_for_a_lock(database),
+                "the newer revision to wait, or to be refined",
+            )
+        write_result(of_job, name, content)
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(context.storage, "write_result", slowly)
+        with suppress(StaleClaim):
+            refine.run(context, late)
+        newer[0].result()
+
+    assert revisions.get(job_id).refining is StepStatus.DONE
+    for ending in ("txt", "srt", "vtt", "tsv", "json"):
+        text = file(tmp_path, job_id, ending)
+        assert "second" in text
+        assert "first" not in text
 
 
 def test_without_moderation_the_files_follow_and_the_step_fails(

@@ -375,6 +375,12 @@ class SchemaRefused(BadInput, code="schema_refused", status=422):
     """{field} is rejected: {reason}"""
 
 
+class NotModerated(Transient, code="not_moderated"):
+    """The last change of the transcript is not moderated yet, so it cannot be masked"""
+
+    counts = False
+
+
 class TextMissing(BadInput, code="text_missing", status=409):
     """The transcript has no text"""
 

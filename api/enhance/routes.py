@@ -38,6 +38,7 @@ from common.domain.editing import Replace, apply_edits
 from common.domain.enhancing.tasks import Task
 from common.domain.formats import MEDIA_TYPES, write
 from common.domain.job import JobStatus, Priority
+from common.domain.masking import unmasked
 from common.domain.pipeline import CHAT_ENGINE, ENHANCEMENT
 from common.domain.request import Options
 from common.domain.transcript import Origin, Transcript
@@ -234,13 +235,18 @@ async def apply(
     revision = 0 if found.row is None else found.row.revision
     source_id = found.snapshot.source_id
     assert source_id is not None  # noqa: S101 - what such jobs are about
+    source = await services.in_thread(services.jobs(caller.tenant).snapshot, source_id)
+    is_masked = source.options.filter_profanity
 
     def change(transcript: Transcript) -> Transcript:
-        edits = [
-            Replace(it["segment"], text=it["text"])
-            for it in chosen
-            if transcript.segments[it["segment"]].text.strip() != it["text"].strip()
-        ]
+        edits = []
+        for proposal in chosen:
+            number, text = proposal["segment"], proposal["text"]
+            segment = transcript.segments[number]
+            if is_masked:
+                text = _unmasked(text, segment, number)
+            if text.strip() != segment.text.strip():
+                edits.append(Replace(number, text=text))
         if not edits:
             raise Conflict(reason="These proposals would change nothing")
         return apply_edits(transcript, edits, is_limited=False)
@@ -338,6 +344,19 @@ def _chosen(proposals: list[dict[str, Any]], wanted: Acceptance) -> list[dict[st
             limit = f"below {len(proposals)}, the number of proposals"
             raise OutOfRange(field="edits", limit=limit, value=index)
     return [proposals[index] for index in dict.fromkeys(wanted.edits)]
+
+
+def _unmasked(text: str, segment: Segment, number: int) -> str:
+    """A proposal with its masked words as they are in the transcript.
+
+    Raises:
+        Conflict: other words are masked now.
+    """
+    plain = unmasked(text, segment)
+    if plain is None:
+        reason = f"Other words of segment {number} are masked now; enhance the transcript again"
+        raise Conflict(reason=reason)
+    return plain
 
 
 def _segment(stored: dict[str, Any]) -> Segment:

@@ -11,6 +11,7 @@ from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
+from common.db.flow import OPEN
 from common.db.jobs import Jobs
 from common.db.listing import JobFilter, JobLists
 from common.db.paging import Cursor, Page
@@ -29,7 +30,8 @@ from common.domain.enhancement import Enhancement, NumberedSegment, Result, numb
 from common.domain.enhancing.options import EnhancementOptions
 from common.domain.job import StepStatus
 from common.domain.pipeline import ENHANCEMENT, StepKind
-from common.errors import AnswerRejected, NotFound
+from common.domain.request import Options
+from common.errors import AnswerRejected, NotFound, NotModerated
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,11 @@ class Enhancing:
     def material(self, job: Job) -> Material:
         """What ``job`` works on: the newest revision when it was divided, or is about to be.
 
+        It is masked if its source is (`Options.filter_profanity`).
+
         Raises:
             StaleClaim: the source is deleted.
+            NotModerated: before it is divided, the last change of a masked source is not moderated.
         """
         with self._database.transaction() as session:
             assert job.source_id is not None  # noqa: S101 - what such jobs are about
@@ -78,15 +83,19 @@ class Enhancing:
             if stored is not None:
                 wanted = wanted.where(TranscriptRevision.revision == stored.revision)
             row = session.scalar(wanted)
-            if row is None:
+            source = session.scalar(select(Job.options).where(Job.id == job.source_id))
+            if row is None or source is None:
                 raise StaleClaim
+            hide = Options.from_json(source).filter_profanity
+            if hide and stored is None and _is_refined_later(session, job.source_id):
+                raise NotModerated
             transcript = transcript_in(row)
         options = options_of(job.options)
         return Material(
             options.work(transcript.language),
             row.revision,
             transcript.duration_ms,
-            numbered(transcript),
+            numbered(transcript, hide=hide),
         )
 
     def answers(self, job_id: UUID) -> list[Answered]:
@@ -124,6 +133,11 @@ class Enhancing:
             return session.scalar(
                 select(StepFailure).where(*where).order_by(StepFailure.id.desc()).limit(1)
             )
+
+
+def _is_refined_later(session: Session, job_id: UUID) -> bool:
+    of_job = (Step.job_id == job_id, Step.kind == StepKind.REFINE)
+    return session.scalar(select(Step.id).where(*of_job, Step.status.in_(OPEN))) is not None
 
 
 def divided(material: Material) -> Within:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,8 @@ from common.domain.transcript import Transcript
 from common.domain.values import Segment, Word
 
 MASK = "*"
+_MASKED = re.compile(r"\w*\*[\w*]*")
+"""A word with masked letters, in a masked text."""
 
 
 def masked(transcript: Transcript) -> Transcript:
@@ -59,3 +62,33 @@ def masked_segment(segment: Segment) -> Segment:
         for word, (start, end) in zip(segment.words, places(segment.words), strict=True)
     )
     return replace(segment, text=text, words=words)
+
+
+def keeps_masked(text: str, before: str) -> bool:
+    """Whether ``text`` has the masked words of ``before`` in their order, in any case."""
+    return _folded(text) == _folded(before)
+
+
+def unmasked(text: str, segment: Segment) -> str | None:
+    """``text``, written after the masked text of ``segment``, with the masked letters put back.
+
+    None: it does not have the same masked words.
+    """
+    before = masked_segment(segment).text
+    if before == segment.text:
+        return text
+    if not keeps_masked(text, before):
+        return None
+    plain = (segment.text[it.start() : it.end()] for it in _MASKED.finditer(before))
+    return _MASKED.sub(lambda found: _revealed(found[0], next(plain)), text)
+
+
+def _folded(text: str) -> list[tuple[int, str]]:
+    return [(len(word), word.casefold()) for word in _MASKED.findall(text)]
+
+
+def _revealed(word: str, plain: str) -> str:
+    """A masked word with its masked letters; the others may be in another case."""
+    return "".join(
+        letter if shown == MASK else shown for shown, letter in zip(word, plain, strict=True)
+    )

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from common.db.database import Database
-from common.db.tables import Deletion, Job, StoredEnhancement, WebhookDelivery
+from common.db.enhancements import Enhancing
+from common.db.tables import Deletion, Job, Step, StoredEnhancement, WebhookDelivery
 from common.domain.request import Options
 from common.domain.transcript import Origin
+from common.errors import NotModerated
 from tests.support.api import Api
+from tests.support.frozen import SENTENCE
 from tests.support.gateway import GatewayProcess, StartGateway
 from tests.support.obedient_chat import obedient
-from tests.support.scripted_chat import ChatScript
-from tests.support.service import Service, wait_until
+from tests.support.scripted_chat import ChatScript, Scripted, SeenChat, answer
+from tests.support.service import Service, wait_until, write_wav
+from tests.support.speech import speak
 from tests.support.transcripts import completed_job
 
 TEXTS = ["lan gọi minh", "Minh nói vâng", "Hẹn gặp mai"]
@@ -65,6 +71,35 @@ def ended(api: Api, enhanced_job_id: str) -> Any:
 def refined(api: Api, job_id: UUID) -> None:
     """Wait until the worker has done with the new words."""
     wait_until(lambda: api.get(f"jobs/{job_id}/transcript")["refinement"] in {"done", "failed"})
+
+
+def test_enhancements_are_listed_filtered_cancelled_retried_and_deleted(
+    api: Api, job_id: UUID
+) -> None:
+    """The first test: there is no worker yet, so they stay as they are."""
+    other = completed_job(api.database, TEXTS)
+    ids = [
+        enhance(api, source, task)["enhanced_job_id"]
+        for source, task in [(job_id, "summary"), (job_id, "keywords"), (other, "summary")]
+    ]
+
+    def listed(**query: Any) -> list[str]:
+        page = api.get("enhanced-ai", **query)
+        return [it["enhanced_job_id"] for it in page["enhancements"]]
+
+    assert listed() == ids[::-1]
+    assert listed(job_id=job_id) == [ids[1], ids[0]]
+    assert listed(task="summary") == [ids[2], ids[0]]
+    first = api.get("enhanced-ai", limit=2)
+    assert listed(limit=2, cursor=first["next_cursor"]) == [ids[0]]
+    cancelled = api.ask("POST", f"enhanced-ai/{ids[0]}/cancel").json()
+    assert (cancelled["status"], cancelled["result"]) == ("CANCELLED", None)
+    assert listed(status="CANCELLED") == [ids[0]]
+    api.ask("POST", f"enhanced-ai/{ids[0]}/retry", 409)
+    api.ask("DELETE", f"enhanced-ai/{ids[0]}", httpx.codes.NO_CONTENT)
+    api.get(f"enhanced-ai/{ids[0]}", 404)
+    api.ask("DELETE", f"jobs/{job_id}", httpx.codes.NO_CONTENT)
+    assert listed() == [ids[2]]
 
 
 @pytest.mark.usefixtures("workers")
@@ -140,41 +175,66 @@ def test_proposals_become_a_revision_when_a_person_applies_them(api: Api, job_id
 
 
 @pytest.mark.usefixtures("workers")
+def test_proposals_for_a_masked_text_are_applied_to_the_text_itself(
+    api: Api, chat: ChatScript
+) -> None:
+    job_id = completed_job(
+        api.database, TEXTS, marks={0: (4, 7)}, moderation=True, filter_profanity=True
+    )
+
+    def punctuate(seen: SeenChat) -> Scripted:
+        said = json.loads(seen.body["messages"][-1]["content"])["transcript"]
+        written = [{"id": it["id"], "text": f"{it['text'].capitalize()}."} for it in said]
+        return answer(json.dumps({"segments": written}))
+
+    chat.respond = punctuate
+    try:
+        made = ended(api, enhance(api, job_id, "punctuate")["enhanced_job_id"])
+    finally:
+        chat.respond = obedient
+    assert made["result"]["segments"][0]["text"] == "Lan g** minh."
+    path = f"enhanced-ai/{made['enhanced_job_id']}/apply"
+    at_first = {"If-Match": '"1"'}
+    api.ask("POST", path, json={"edits": "all"}, headers=at_first)
+    texts = [it["text"] for it in api.get(f"jobs/{job_id}/transcript")["segments"]]
+    assert texts == ["Lan gọi minh.", "Minh nói vâng.", "Hẹn gặp mai."]
+    refined(api, job_id)
+
+    edited = ended(api, enhance(api, job_id, "correct")["enhanced_job_id"])
+    assert edited["result"]["edits"] or "g**" not in str(chat.seen[-1].body)
+
+
+def test_an_edit_that_is_not_moderated_yet_is_not_sent(
+    alone: StartGateway, database_url: str, chat: ChatScript
+) -> None:
+    """Without workers: nothing is moderated."""
+    settings = {"ENHANCED_AI_BASE_URL": chat.base_url, "ENHANCED_AI_MODEL": "m"}
+    gateway = alone(**settings)
+    with Database(database_url) as database:
+        job_id = completed_job(database, TEXTS, moderation=True, filter_profanity=True)
+        gateway.http.patch(
+            f"/api/v1/jobs/{job_id}/transcript",
+            json={"edits": [{"op": "replace", "segment": 0, "text": "lan chửi minh"}]},
+            headers={"If-Match": '"1"'},
+        ).raise_for_status()
+        body = {"job_id": str(job_id), "task": "summary"}
+        made = gateway.http.post("/api/v1/enhanced-ai", json=body).json()["enhanced_job_id"]
+        with database.transaction() as session:
+            job = session.get_one(Job, UUID(made))
+        with pytest.raises(NotModerated):
+            Enhancing(database).material(job)
+        with database.transaction() as session:
+            session.execute(update(Step).where(Step.job_id == job_id).values(status="done"))
+        assert Enhancing(database).material(job).revision == 2
+
+
+@pytest.mark.usefixtures("workers")
 def test_an_answer_meets_the_schema_of_the_caller(api: Api, job_id: UUID) -> None:
     made = enhance(api, job_id, "prompt", prompt="Who calls?")
     assert ended(api, made["enhanced_job_id"])["result"] == {"answer": "An answer."}
     schema = {"type": "object", "properties": {"keywords": {"type": "array", "minItems": 1}}}
     made = enhance(api, job_id, "prompt", prompt="Names?", schema=schema)
     assert ended(api, made["enhanced_job_id"])["result"] == {"answer": {"keywords": ["Lan"]}}
-
-
-def test_enhancements_are_listed_filtered_cancelled_retried_and_deleted(
-    api: Api, job_id: UUID
-) -> None:
-    """Without workers: they stay as they are."""
-    other = completed_job(api.database, TEXTS)
-    ids = [
-        enhance(api, source, task)["enhanced_job_id"]
-        for source, task in [(job_id, "summary"), (job_id, "keywords"), (other, "summary")]
-    ]
-
-    def listed(**query: Any) -> list[str]:
-        page = api.get("enhanced-ai", **query)
-        return [it["enhanced_job_id"] for it in page["enhancements"]]
-
-    assert listed() == ids[::-1]
-    assert listed(job_id=job_id) == [ids[1], ids[0]]
-    assert listed(task="summary") == [ids[2], ids[0]]
-    first = api.get("enhanced-ai", limit=2)
-    assert listed(limit=2, cursor=first["next_cursor"]) == [ids[0]]
-    cancelled = api.ask("POST", f"enhanced-ai/{ids[0]}/cancel").json()
-    assert (cancelled["status"], cancelled["result"]) == ("CANCELLED", None)
-    assert listed(status="CANCELLED") == [ids[0]]
-    api.ask("POST", f"enhanced-ai/{ids[0]}/retry", 409)
-    api.ask("DELETE", f"enhanced-ai/{ids[0]}", httpx.codes.NO_CONTENT)
-    api.get(f"enhanced-ai/{ids[0]}", 404)
-    api.ask("DELETE", f"jobs/{job_id}", httpx.codes.NO_CONTENT)
-    assert listed() == [ids[2]]
 
 
 @pytest.mark.usefixtures("workers")
@@ -259,6 +319,32 @@ def test_an_upload_asks_for_enhancements_that_begin_when_it_is_completed(api: Ap
         ("summary", "PENDING"),
         ("chapters", "PENDING"),
     ]
+
+
+@pytest.mark.usefixtures("workers", "weights_dir")
+def test_an_upload_is_transcribed_and_then_enhanced(
+    api: Api, chat: ChatScript, tmp_path: Path
+) -> None:
+    recording = write_wav(tmp_path / "fox.wav", speak(SENTENCE))
+    asked = {"model": "base", "language": "en", "enhance": "summary,chapters"}
+    files = {"file": ("fox.wav", recording.read_bytes(), "audio/wav")}
+    job_id = api.ask("POST", "upload", 200, data=asked, files=files).json()["job_id"]
+
+    def look() -> Any:
+        listed = api.get(f"status/{job_id}")["enhancements"]
+        return listed if listed and all(it["status"] in ENDED for it in listed) else None
+
+    listed = wait_until(look, "both enhancements")
+    assert [(it["task"], it["status"]) for it in listed] == [
+        ("summary", "COMPLETED"),
+        ("chapters", "COMPLETED"),
+    ]
+    summary, chapters = (api.get(f"enhanced-ai/{it['enhanced_job_id']}") for it in listed)
+    assert "fox" in api.get(f"result/{job_id}")["text"]
+    assert "fox" in summary["result"]["text"]
+    assert (summary["revision"], summary["newest"]) == (1, True)
+    assert chapters["result"]["chapters"][0]["segment"] == 0
+    assert all("fox" in str(seen.body) for seen in chat.seen[-2:])
 
 
 def test_without_a_server_the_setting_is_named(alone: StartGateway, database_url: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,7 +12,7 @@ from common.db.database import Database
 from common.db.tables import Job, Transcription, TranscriptRevision
 from common.domain.job import JobStatus
 from common.domain.request import Options
-from tests.support.factories import TENANT, new_recording, stored_segment
+from tests.support.factories import TENANT, new_recording, offensive, stored_segment
 
 SEGMENT_MS = 4_000
 
@@ -23,11 +23,12 @@ def completed_job(
     *,
     language: str = "en",
     tenant: str = TENANT,
+    marks: Mapping[int, tuple[int, int]] | None = None,
     **options: Any,
 ) -> UUID:
     """A job whose transcript has a segment of `SEGMENT_MS` for each of ``texts``.
 
-    ``options`` are those of `Options`.
+    ``marks`` are the offending characters of segments. ``options`` are those of `Options`.
     """
     job_id, duration_ms = uuid4(), SEGMENT_MS * len(texts)
     recording = new_recording(duration_ms).row(tenant)
@@ -35,6 +36,8 @@ def completed_job(
         stored_segment(number * SEGMENT_MS, (number + 1) * SEGMENT_MS, text)
         for number, text in enumerate(texts)
     ]
+    for number, (start, end) in (marks or {}).items():
+        segments[number]["verdict"] = offensive(start, end).to_json()
     with database.transaction() as session:
         session.add(recording)
         session.flush()

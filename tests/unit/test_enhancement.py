@@ -31,6 +31,7 @@ from common.domain.enhancing.answers import MAX_SCHEMA_BYTES, checked_schema
 from common.domain.enhancing.parts import estimate_tokens, to_data
 from common.domain.enhancing.tasks import NOTES, count_words, spoken_text
 from common.domain.enhancing.tasks import TASKS as TASK_TYPES
+from common.domain.moderation import Finding, Label, Mark
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span
 from common.errors import (
@@ -408,6 +409,35 @@ def test_any_text_may_stay_as_it_is(words: list[str]) -> None:
 def test_an_edit_that_changes_nothing_is_none() -> None:
     same = {"edits": [{"id": 1, "text": "gọi lan", "reason": "x"}]}
     assert answered(Task.CORRECT, TWO, same) == {"edits": []}
+
+
+def masked_part() -> Part:
+    marks = (Mark(0, 4, Label.OFFENSIVE, "list"),)
+    finding = Finding(Label.OFFENSIVE, (0.1, 0.8, 0.1), marks)
+    said = (Segment(Span(0, 900), "damn fine talk", finding=finding),)
+    segments = numbered(Transcript("en", 900, said), hide=True)
+    assert [it.text for it in segments] == ["d*** fine talk"]
+    return Part(0, 1, segments)
+
+
+def test_a_masked_word_is_masked_for_the_model_and_stays_as_it_is() -> None:
+    part = masked_part()
+    assert "damn" not in str(call_of(work_on(Task.SUMMARY), part))
+
+    def edits(text: str) -> Result:
+        answer = {"edits": [{"id": 0, "text": text, "reason": "a sound"}]}
+        return answered(Task.CORRECT, part, answer)
+
+    assert edits("D*** fine talks")["edits"][0]["text"] == "D*** fine talks"
+    for text in ("darn fine talk", "damn fine talk", "fine talk", "d** fine talk"):
+        assert edits(text) == {"edits": []}
+
+    def punctuate(text: str) -> Result:
+        return answered(Task.PUNCTUATE, part, {"segments": [{"id": 0, "text": text}]})
+
+    assert punctuate("D***, fine talk!")["segments"][0]["text"] == "D***, fine talk!"
+    with pytest.raises(AnswerRejected, match="masked word of segment 0"):
+        punctuate("d fine*** talk")
 
 
 def test_reasons_quote_neither_answer_nor_transcript() -> None:

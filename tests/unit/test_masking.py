@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.domain.masking import marked_words, mask, masked, places
+from common.domain.masking import (
+    MASK,
+    marked_words,
+    mask,
+    masked,
+    masked_segment,
+    places,
+    unmasked,
+)
 from common.domain.moderation import Finding, Label, Mark
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
@@ -84,3 +92,34 @@ def test_the_words_of_a_mark_are_those_with_some_of_its_characters(segment: Segm
         [word for word, (start, end) in said if start < mark.end and end > mark.start]
         for mark in marks
     ]
+
+
+@given(marked_segments())
+def test_what_was_masked_can_be_put_back(segment: Segment) -> None:
+    assert unmasked(masked_segment(segment).text, segment) == segment.text
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("Anh ta nói: đ* ** mày!", "Anh ta nói: đụ má mày!"),
+        ("ANH TA NÓI Đ* ** MÀY", "ANH TA NÓI Đụ má MÀY"),
+        ("đ* **", "đụ má"),
+        ("anh ta nói đ*", None),
+        ("anh ta nói má mày", None),
+        ("anh ta nói đ* *** mày", None),
+        ("anh ta nói ** đ* mày", None),
+        ("anh ta nói đ* ** đ* mày", None),
+    ],
+)
+def test_other_words_are_not_taken_for_the_masked_ones(written: str, plain: str | None) -> None:
+    text = "anh ta nói đụ má mày"
+    marks = (Mark(11, 16, Label.HATE, "list"),)
+    finding = Finding(Label.HATE, (0.1, 0.1, 0.8), marks)
+    segment = Segment(Span(0, 900), text, finding=finding)
+    assert masked_segment(segment).text == "anh ta nói đ* ** mày"
+    assert unmasked(written, segment) == plain
+
+
+def test_a_text_without_marks_may_have_asterisks() -> None:
+    assert unmasked(f"it {MASK}coughs{MASK}", Segment(Span(0, 900), "it coughs")) == "it *coughs*"

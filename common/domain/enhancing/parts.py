@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any, TypeVar
 
+from common.domain.masking import masked
 from common.domain.transcript import Transcript
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ class NumberedSegment:
     """A segment of the transcript; ``id`` is its index in its revision.
 
     ``speaker`` is a name, or the speaker's id; None: not known. ``text`` is not blank.
+    ``is_masked``: it has masked words, which proposals must leave as they are.
     """
 
     id: int
@@ -29,6 +31,7 @@ class NumberedSegment:
     end_ms: int
     speaker: str | None
     text: str
+    is_masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +69,21 @@ class Budget:
     max_output_tokens: int
 
 
-def numbered(transcript: Transcript) -> tuple[NumberedSegment, ...]:
-    """The segments of a transcript that have text."""
+def numbered(transcript: Transcript, *, hide: bool = False) -> tuple[NumberedSegment, ...]:
+    """The segments of a transcript that have text; ``hide``: offending words are masked."""
+    shown = masked(transcript) if hide else transcript
     return tuple(
         NumberedSegment(
             id=number,
             start_ms=segment.span.start_ms,
             end_ms=segment.span.end_ms,
-            speaker=transcript.speaker_of(segment),
+            speaker=shown.speaker_of(segment),
             text=text,
+            is_masked=segment.text != stored.text,
         )
-        for number, segment in enumerate(transcript.segments)
+        for number, (segment, stored) in enumerate(
+            zip(shown.segments, transcript.segments, strict=True)
+        )
         if (text := segment.text.strip())
     )
 

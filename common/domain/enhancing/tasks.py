@@ -16,6 +16,7 @@ from typing import Any
 
 from common.domain.enhancing.answers import one_line
 from common.domain.enhancing.parts import Part
+from common.domain.masking import keeps_masked
 from common.errors import AnswerRejected
 
 Result = dict[str, Any]
@@ -165,6 +166,8 @@ def _check_punctuated(answer: Any, part: Part) -> Result:
     for segment in part.segments:
         if spoken_form(written[segment.id]) != spoken_form(segment.text):
             raise AnswerRejected(reason=f"it changes the words of segment {segment.id}")
+        if segment.is_masked and not keeps_masked(written[segment.id], segment.text):
+            raise AnswerRejected(reason=f"it changes a masked word of segment {segment.id}")
     return _texts(written)
 
 
@@ -191,13 +194,17 @@ def _texts(written: Mapping[int, str]) -> Result:
 
 
 def _check_edits(answer: Any, part: Part) -> Result:
+    """Edits that change a masked word are left out: the model does not know it."""
     before = {segment.id: segment.text for segment in part.segments}
+    are_masked = {segment.id for segment in part.segments if segment.is_masked}
     edits: dict[int, Result] = {}
     for entry in answer["edits"]:
         number = _cited([entry["id"]], part)[0]
         if number in edits:
             raise AnswerRejected(reason=f"it edits segment {number} twice")
         text, reason = one_line(entry["text"]), one_line(entry["reason"])
+        if number in are_masked and not keeps_masked(text, before[number]):
+            continue
         edits[number] = {
             "segment": number,
             "before": before[number],

@@ -6,7 +6,7 @@ A class owns its message (the docstring, a format string over the keyword argume
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,6 +22,9 @@ class StenoError(Exception):
         super().__init_subclass__()
         cls.code = code or cls.code
         cls.status = status or cls.status
+
+    cost: Mapping[str, int] | None = None
+    """What was used up before it happened, such as tokens; kept with a step's failed attempt."""
 
     def __init__(self, **details: object) -> None:
         self.details = details

@@ -78,10 +78,11 @@ class EnhancementSummary(BaseModel):
     newest: bool | None
     """Whether that is the newest one."""
     input_tokens: int | None
-    """As the server counts them; requests that were answered before are not made again."""
+    """As the server counts them, once it has ended: of all requests, those too whose answer was
+    rejected or broken off. Requests that were answered before are not made again."""
     output_tokens: int | None
     elapsed_seconds: float | None
-    """How long the answers took, one after the other."""
+    """How long these answers took, one after the other."""
     created_at: datetime
     completed_at: datetime | None
     error_code: str | None

@@ -115,6 +115,18 @@ class Enhancing:
             )
             return [Answered(*row) for row in rows]
 
+    def lost_costs(self, job_id: UUID) -> list[Mapping[str, int]]:
+        """What attempts at requests of a job took that have no usable answer."""
+        with self._database.transaction() as session:
+            rows = session.scalars(
+                select(StepFailure.cost).where(
+                    StepFailure.job_id == job_id,
+                    StepFailure.kind == StepKind.ASK,
+                    StepFailure.cost.is_not(None),
+                )
+            )
+            return [cost for cost in rows if cost is not None]
+
     def rejected(self, job_id: UUID, part: int) -> AnswerRejected | None:
         """Why the last answer to a request was rejected; None: it was not."""
         failure = self._failure(StepFailure.job_id == job_id, StepFailure.part == part)
@@ -156,27 +168,64 @@ def divided(material: Material) -> Within:
     return store
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the requests of an enhancement took so far; None: the server does not count tokens."""
+
+    input_tokens: int | None
+    output_tokens: int | None
+    elapsed_ms: int | None
+
+
+def spent(answers: Sequence[Answered], lost: Sequence[Mapping[str, int]]) -> Spent:
+    """What ``answers`` took, and attempts without a usable one (`Enhancing.lost_costs`).
+
+    Each attempt is stored once, as an answer or as a failure, so it counts once.
+    """
+    given = [it.answer for it in answers if it.answer is not None]
+
+    def total(name: str, numbers: Sequence[int | None]) -> int | None:
+        known = [cost[name] for cost in lost if name in cost]
+        if None in numbers or not (numbers or known):
+            return None
+        return sum(number or 0 for number in numbers) + sum(known)
+
+    return Spent(
+        total("input_tokens", [it["input_tokens"] for it in given]),
+        total("output_tokens", [it["output_tokens"] for it in given]),
+        total("elapsed_ms", [it.elapsed_ms for it in answers if it.answer is not None]),
+    )
+
+
+def failed_after(usage: Spent) -> Within:
+    """Stores what an enhancement without a result took."""
+
+    def store(session: Session, job: Job) -> None:
+        _note_spent(session.get_one(StoredEnhancement, job.id), usage)
+
+    return store
+
+
 def combined(
-    result: Result, missing: Sequence[Result], answers: Sequence[Answered], warnings: Sequence[str]
+    result: Result, missing: Sequence[Result], model: str, usage: Spent, warnings: Sequence[str]
 ) -> Within:
-    """Stores the result of an enhancement, and what its answers took."""
+    """Stores the result of an enhancement, the ``model`` that made it, and what it took."""
 
     def store(session: Session, job: Job) -> None:
         row = session.get_one(StoredEnhancement, job.id)
-        given = [it.answer for it in answers if it.answer is not None]
         row.result = result
         row.missing = list(missing)
-        row.model = given[-1]["model"]
-        row.input_tokens = _sum([it["input_tokens"] for it in given])
-        row.output_tokens = _sum([it["output_tokens"] for it in given])
-        row.elapsed_ms = _sum([it.elapsed_ms for it in answers if it.answer is not None])
+        row.model = model
+        _note_spent(row, usage)
         job.warnings = list(warnings)
 
     return store
 
 
-def _sum(numbers: Sequence[int | None]) -> int | None:
-    return None if None in numbers else sum(number or 0 for number in numbers)
+def _note_spent(row: StoredEnhancement, usage: Spent) -> None:
+    row.input_tokens = usage.input_tokens
+    row.output_tokens = usage.output_tokens
+    row.elapsed_ms = usage.elapsed_ms
 
 
 def options_of(options: Mapping[str, Any]) -> EnhancementOptions:

@@ -233,6 +233,7 @@ class Steps:
                         attempt=step.attempt,
                         code=error.code,
                         message=error.message,
+                        cost=None if error.cost is None else dict(error.cost),
                         worker=step.worker,
                     )
                 )

@@ -416,6 +416,8 @@ class StepFailure(Base):
     attempt: Mapped[int]
     code: Mapped[str]
     message: Mapped[str]
+    cost: Mapped[dict[str, Any] | None]
+    """What it used up, such as tokens (`common.errors.StenoError.cost`)."""
     worker: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -557,7 +559,7 @@ class StoredEnhancement(Base):
     """As the server names it."""
     input_tokens: Mapped[int | None] = mapped_column(BigInteger)
     output_tokens: Mapped[int | None] = mapped_column(BigInteger)
-    """Of all answers in the result; None: the server does not count them."""
+    """Of all answers, those that were rejected too; None: the server does not count them."""
     elapsed_ms: Mapped[int | None] = mapped_column(BigInteger)
     """How long these answers took, one after the other."""
 

@@ -37,7 +37,7 @@ from common.errors import (
     OutOfRange,
     StenoError,
 )
-from common.llm.chat import Answer, Chat
+from common.llm.chat import Answer, Chat, cost_of
 from common.net.egress import Egress, Outbound, parse_url
 from common.settings import Settings
 
@@ -180,20 +180,29 @@ class OpenAIChat:
     def ask(
         self, messages: Sequence[Message], *, max_tokens: int, form: Form | None = None
     ) -> Answer:
-        request = _Request(messages, max_tokens, form)
+        request, reply = _Request(messages, max_tokens, form), _Reply()
         started = time.monotonic()
-        reply = asyncio.run(self._ask(request))
+
+        def elapsed_ms() -> int:
+            return round((time.monotonic() - started) * 1000)
+
+        try:
+            asyncio.run(self._ask(request, reply))
+            text = self._checked(reply, max_tokens)
+        except StenoError as error:
+            if reply.has_begun:
+                error.cost = cost_of(reply.input_tokens, reply.output_tokens, elapsed_ms())
+            raise
         return Answer(
-            text=self._checked(reply, max_tokens),
+            text=text,
             model=reply.model or self._server.model,
             input_tokens=reply.input_tokens,
             output_tokens=reply.output_tokens,
-            elapsed_ms=round((time.monotonic() - started) * 1000),
+            elapsed_ms=elapsed_ms(),
         )
 
-    async def _ask(self, request: _Request) -> _Reply:
-        """The answer, complete or not."""
-        reply = _Reply()
+    async def _ask(self, request: _Request, reply: _Reply) -> None:
+        """Receive the answer, complete or not."""
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
                 reply.limit, reply.end = limit, asyncio.get_running_loop().time() + self._timeout_s
@@ -205,9 +214,9 @@ class OpenAIChat:
         except (httpcore.NetworkError, httpcore.ProtocolError):
             reason = "the connection broke"
         else:
-            return reply
+            return
         if reply.finish_reason is not None:  # only its number of tokens is missing
-            return reply
+            return
         # Without the cause, whose text may repeat what was sent.
         raise ChatUnavailable(host=self._server.host, reason=reason)
 
@@ -365,7 +374,7 @@ class _Request:
 class _Reply:
     """What has been received of an answer so far."""
 
-    limit: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
+    limit: asyncio.Timeout | None = None
     end: float = 0.0
     has_choices: bool = False
     is_refusal: bool = False
@@ -375,9 +384,15 @@ class _Reply:
     input_tokens: int | None = None
     output_tokens: int | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the model has worked on it."""
+        return self.has_choices or self.input_tokens is not None
+
     def wait(self, seconds: float) -> None:
         """Wait at most so long for more, and never beyond the end."""
-        self.limit.reschedule(min(self.end, asyncio.get_running_loop().time() + seconds))
+        if self.limit is not None:
+            self.limit.reschedule(min(self.end, asyncio.get_running_loop().time() + seconds))
 
     def take(self, chunk: ChatCompletionChunk) -> bool:
         """Keep what an event brings; whether it brings some of the answer, or ends it.

@@ -22,7 +22,15 @@ from common.redis.queue import connect
 from scripts.stack.embedded import EmbeddedValkey
 from tests.support.factories import TENANT, new_job
 from tests.support.obedient_chat import INJECTIONS, OBEYED, obedient
-from tests.support.scripted_chat import ChatScript, Scripted, SeenChat, answer, error
+from tests.support.scripted_chat import (
+    ChatScript,
+    Scripted,
+    SeenChat,
+    answer,
+    chunk,
+    error,
+    written,
+)
 from tests.support.service import Service, Start, engine_process_of, wait_until
 from tests.support.speech import silence
 from tests.support.transcripts import completed_job
@@ -110,6 +118,11 @@ def result_of(found: FoundEnhancement) -> Any:
     assert found.snapshot.status is JobStatus.COMPLETED, found.snapshot.error_message
     assert found.row is not None
     return found.row.result
+
+
+def tokens_of(found: FoundEnhancement) -> tuple[int | None, int | None]:
+    assert found.row is not None
+    return found.row.input_tokens, found.row.output_tokens
 
 
 @pytest.mark.parametrize("task", list(Task))
@@ -206,6 +219,7 @@ def test_a_rejected_answer_is_asked_for_again_with_the_reason(service: Service, 
     assert "rejected" not in first
     assert len(later) == 2
     assert all("An earlier answer was rejected" in it for it in later)
+    assert tokens_of(found) == (3 * 7, 3 * 3)
 
 
 def test_what_no_answer_is_right_about_is_missing_and_the_rest_is_kept(
@@ -226,6 +240,8 @@ def test_what_no_answer_is_right_about_is_missing_and_the_rest_is_kept(
     assert 60 in gone
     assert sentence["segments"] == [it for it in range(120) if it not in gone]
     assert Counter(60 in ids_in(seen) for seen in chat.seen)[True] == 3
+    asked = len(chat.seen)
+    assert tokens_of(found) == (asked * 7, asked * 3)
 
     chat.reset(obedient)
     service.retry(job_id)
@@ -235,20 +251,54 @@ def test_what_no_answer_is_right_about_is_missing_and_the_rest_is_kept(
     assert result_of(again)["sentences"][0]["segments"] == list(range(120))
     assert again.row is not None
     assert again.row.missing == []
+    asked += len(chat.seen)
+    assert tokens_of(again) == (asked * 7, asked * 3)
 
 
 def test_without_any_right_answer_it_fails_and_says_why(service: Service, chat: Chat) -> None:
     source = completed_job(service.database, ["Nothing is right."])
     chat.reset(lambda _: answer('{"chapters": [{}]}'))
-    job = ended(service, begin(service, source, Task.CHAPTERS)).snapshot
+    found = ended(service, begin(service, source, Task.CHAPTERS))
+    job = found.snapshot
     assert (job.status, job.error_code) == (JobStatus.FAILED, "enhancement_failed")
     assert "is rejected" in (job.error_message or "")
     assert len(chat.seen) == 3
+    assert tokens_of(found) == (3 * 7, 3 * 3)
     chat.reset(lambda _: error(401, "Incorrect API key provided: a-secret-key"))
     job = ended(service, begin(service, source, Task.MINUTES)).snapshot
     assert "check the key (ENHANCED_AI_API_KEY)" in (job.error_message or "")
     assert "a-secret-key" not in (job.error_message or "")
     assert len(chat.seen) == 1
+
+
+def test_answers_that_are_cut_short_count_as_far_as_the_server_says(
+    service: Service, chat: Chat
+) -> None:
+    unusable = [Scripted(written("too long", "length")), Scripted([chunk("broken")], is_cut=True)]
+    chat.reset(lambda seen: unusable.pop(0) if unusable else obedient(seen))
+    source = completed_job(service.database, ["The answers are cut short."])
+    found = ended(service, begin(service, source, Task.SUMMARY))
+    assert result_of(found)["sentences"]
+    assert len(chat.seen) == 3
+    assert tokens_of(found) == (2 * 7, 2 * 3)
+
+
+@pytest.mark.parametrize("hide", [True, False])
+def test_masked_words_reach_the_model_only_of_a_job_that_shows_them(
+    service: Service, chat: Chat, hide: bool
+) -> None:
+    source = completed_job(
+        service.database,
+        [f"That damn gate. {hide}", "Minh says yes."],
+        marks={0: (5, 9)},
+        moderation=True,
+        filter_profanity=hide,
+    )
+    found = ended(service, begin(service, source, Task.SUMMARY))
+    (sentence,) = result_of(found)["sentences"]
+    assert ("d***" in sentence["text"]) is hide
+    assert ("damn" in sentence["text"]) is not hide
+    assert ("damn" in str(chat.seen[0].body)) is not hide
 
 
 def test_what_was_said_gives_no_orders(service: Service, chat: Chat) -> None:

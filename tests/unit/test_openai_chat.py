@@ -191,8 +191,9 @@ def test_a_server_that_cannot_be_reached_is_named() -> None:
 def test_answers_that_the_model_does_not_end_or_the_server_withholds_have_errors_of_their_own() -> (
     None
 ):
-    with pytest.raises(AnswerTruncated, match="100 tokens"):
+    with pytest.raises(AnswerTruncated, match="100 tokens") as caught:
         ask(Scripted(written("and so on", "length")))
+    assert cost_in(caught.value) == {"input_tokens": 7, "output_tokens": 3}
     with pytest.raises(AnswerWithheld, match="content filter"):
         ask(Scripted(written("I", "content_filter")))
     refusal = event({"choices": [{"delta": {"refusal": "I can't"}, "finish_reason": "stop"}]})
@@ -340,6 +341,36 @@ def test_a_server_that_rejects_everything_is_not_asked_for_ever() -> None:
 
 
 # --- which server ---------------------------------------------------------------------------------
+
+
+def cost_in(error: StenoError) -> dict[str, int]:
+    """What an error says was used up, but for the time."""
+    assert error.cost is not None
+    assert error.cost["elapsed_ms"] >= 0
+    return {name: number for name, number in error.cost.items() if name != "elapsed_ms"}
+
+
+@pytest.mark.parametrize(
+    ("response", "tokens"),
+    [
+        (Scripted(written("I can not", "content_filter")), {"input_tokens": 7, "output_tokens": 3}),
+        (Scripted(written("", "stop")), {"input_tokens": 7, "output_tokens": 3}),
+        (Scripted([chunk("cut")], is_cut=True), {}),
+        (Scripted([chunk("cut"), b"data: {no JSON\n\n"]), {}),
+    ],
+)
+def test_what_an_unusable_answer_took_is_with_its_error(
+    response: Scripted, tokens: dict[str, int]
+) -> None:
+    with pytest.raises(StenoError) as caught:
+        ask(response)
+    assert cost_in(caught.value) == tokens
+
+
+def test_what_no_model_has_worked_on_took_nothing() -> None:
+    with pytest.raises(ChatUnavailable) as caught:
+        ask(error(429, "slow down"))
+    assert caught.value.cost is None
 
 
 def settings_with(**options: object) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.db.steps import Claim
 from common.domain.enhancement import call_of, parse_part
+from common.errors import AnswerRejected
 from worker.context import Context, with_retries
 from worker.steps.requests import part_of
 
@@ -33,8 +34,13 @@ def run(context: Context, claim: Claim) -> Claim | None:
     call = call_of(material.work, request, rejected)
     chat = context.chat(claim.job.model)
     answer = chat.ask(call.messages, max_tokens=call.max_tokens, form=call.form)
+    try:
+        parsed = parse_part(material.work, request, answer.text)
+    except AnswerRejected as error:
+        error.cost = answer.cost
+        raise
     result = {
-        "result": parse_part(material.work, request, answer.text),
+        "result": parsed,
         "model": answer.model,
         "input_tokens": answer.input_tokens,
         "output_tokens": answer.output_tokens,

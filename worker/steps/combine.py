@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from common.db.enhancements import combined
+from common.db.enhancements import combined, failed_after, spent
 from common.db.steps import Claim
 from common.domain.enhancement import Part, Result, combine, missing, more_parts
 from common.domain.job import ENHANCEMENT_INCOMPLETE
@@ -34,12 +34,13 @@ def run(context: Context, claim: Claim) -> Claim | None:
     stored = with_retries(context.enhancing.answers, job.id)
     of_round = [it for it in stored if it.data[0] == 0]
     parts: Sequence[Part] = [part_of(it.data, material) for it in of_round]
-    used = list(of_round)
+    usage = spent(stored, with_retries(context.enhancing.lost_costs, job.id))
     lost: list[Result] = []
     number = 0
     while True:
         results = [it.result for it in of_round]
         if not any(result is not None for result in results):
+            with_retries(context.steps.write, claim, failed_after(usage))
             raise EnhancementFailed(
                 count=len(parts), reason=with_retries(context.enhancing.last_error, job.id)
             )
@@ -59,9 +60,9 @@ def run(context: Context, claim: Claim) -> Claim | None:
             ]
             return with_retries(context.steps.finish, claim, parts=added, back_to="ask")
         parts, of_round = following, [it for it in found if it is not None]
-        used += of_round
     warnings = [ENHANCEMENT_INCOMPLETE] if lost else []
-    within = combined(combine(work, segments, results), lost, used, warnings)
+    *_, model = (it.answer["model"] for it in of_round if it.answer is not None)
+    within = combined(combine(work, segments, results), lost, model, usage, warnings)
     return context.finish(claim, within=within)
 
 

@@ -20,6 +20,7 @@ from api.auth.exposure import is_loopback
 from api.auth.key_cache import KeyCache
 from api.auth.rate_limits import RateLimiter
 from api.enhance import routes as enhance
+from api.enhance import server as chat_server
 from api.glossaries import routes as glossaries
 from api.http import problems
 from api.http.connections import Connections, throttle_accept_warnings, throttle_request_warnings
@@ -145,6 +146,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (voices, PREFIX),
         (glossaries, PREFIX),
         (search, PREFIX),
+        (chat_server, PREFIX),  # before the route that would take its name for an id
         (enhance, PREFIX),
         (openai, ""),
         (asr, ""),

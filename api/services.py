@@ -17,15 +17,17 @@ from redis.exceptions import RedisError
 from starlette.requests import HTTPConnection
 
 from api.redis import BackgroundPublisher, GuardedRedis
+from common.db.chat_servers import ChatServers
 from common.db.database import Database, parsed
 from common.db.endpoints import Webhooks
 from common.db.glossaries import Glossaries
 from common.db.jobs import Jobs
 from common.db.search import Search
 from common.db.streams import Streams
-from common.db.vault import VOICES, Cipher, Vault
+from common.db.vault import CHAT_KEYS, VOICES, Cipher, Vault
 from common.db.voices import Voices
 from common.errors import SetupProblem, StorageFull
+from common.llm.servers import ServerInUse, server_in_use
 from common.net.egress import Egress
 from common.net.reach import redis_trouble
 from common.redis.events import Events
@@ -71,6 +73,7 @@ class Services:
         self._commits = CapacityLimiter(COMMITS_AT_ONCE)
         self._vault = Vault(settings.key.for_secrets)
         self.voice_cipher = Cipher(VOICES, settings.key.for_voices)
+        self._chat_cipher = Cipher(CHAT_KEYS, settings.key.for_secrets)
         self._parts: dict[type, object] = {}
 
     def close(self) -> None:
@@ -118,6 +121,19 @@ class Services:
 
     def voices(self, tenant: str) -> Voices:
         return Voices(self.database, tenant, self.voice_cipher)
+
+    def chat_servers(self, tenant: str) -> ChatServers:
+        return ChatServers(self.database, tenant, self._chat_cipher)
+
+    def chat_server_in_use(self, tenant: str) -> ServerInUse:
+        """The server that language models of a tenant are asked at.
+
+        Raises:
+            EnhancementOff: it has none, and nor have the settings; the error names the setting.
+            ChatKeyLocked: its key cannot be decrypted.
+        """
+        own = self.chat_servers(tenant).find()
+        return server_in_use(self.settings, own, self._chat_cipher)
 
     def glossaries(self, tenant: str) -> Glossaries:
         return Glossaries(self.database, tenant)

@@ -392,6 +392,14 @@ class ContextTooSmall(BadInput, code="context_too_small", status=422):
     """{what} takes about {value} tokens, and {limit} are left for it in a context of {context}"""
 
 
+class ChatServerChanged(StenoError, code="chat_server_changed", status=409):
+    """It was to be done by {value}, which is no longer the tenant's server: request it again"""
+
+
+class ChatKeyLocked(Transient, code="chat_key_locked"):
+    """The api_key of the tenant's language model server cannot be decrypted: {cause}"""
+
+
 class ChatUnavailable(Transient, code="chat_unavailable"):
     """The language model's server {host} is unavailable: {reason}"""
 

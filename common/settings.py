@@ -141,7 +141,8 @@ class KeySettings(BaseSettings):
     """The key that the `steno` commands send; unset: GATEWAY_API_KEY, if there is one."""
 
     secrets_key: SecretStr | None = None
-    """Encrypts webhook secrets in Postgres: 32 characters at least (`openssl rand -hex 32`). Of
+    """Encrypts webhook secrets, and the keys of tenants' language models, in Postgres; the same for
+    gateways, workers and dispatchers. 32 characters at least (`openssl rand -hex 32`). Of
     several, separated by commas, the first one encrypts, and all decrypt. Keep a copy: without it
     the secrets are lost. Unset: they are stored in the clear."""
     voice_key: SecretStr | None = None
@@ -648,25 +649,30 @@ class WebhookSettings(BaseSettings):
         return text
 
 
+ContextTokens = Annotated[int, Field(ge=2048, le=10_000_000)]
+AnswerTokens = Annotated[int, Field(ge=1024, le=1_000_000)]
+
+
 class EnhancedAiSettings(BaseSettings):
     """The second AI step (/enhanced-ai): any server with the chat completions of OpenAI's API."""
 
     model_config = _config("ENHANCED_AI_")
 
     base_url: PublicUrl | None = None
-    """URL of the server's API, such as http://ollama:11434/v1; unset: there is no second AI step.
-    Its host is allowed even if it is not public."""
+    """URL of the server's API, such as http://ollama:11434/v1; unset: there is no second AI step,
+    but for tenants with servers of their own. Its host is allowed even if it is not public."""
     api_key: SecretStr | None = None
     """Key of that server, if it wants one."""
     model: str | None = None
     """Model, as the server names it."""
-    context_tokens: Annotated[int, Field(ge=2048, le=10_000_000)] = 8192
+    context_tokens: ContextTokens = 8192
     """Context of the model, in tokens, question and answer together: longer transcripts are split.
     The server must allow as many; Ollama's default is lower (OLLAMA_CONTEXT_LENGTH)."""
-    max_output_tokens: Annotated[int, Field(ge=1024, le=1_000_000)] = 4096
+    max_output_tokens: AnswerTokens = 4096
     """Longest answer to one request, in tokens."""
     concurrency: Annotated[int, Field(ge=1, le=1000)] = 2
-    """Concurrent requests of all workers."""
+    """Concurrent requests of all workers to one server: this one, and each tenant's own. At most
+    half of the workers ask tenants' own servers at a time."""
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds an answer may take. Once its text has begun, 60 s without more of it are an error."""
 

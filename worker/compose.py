@@ -10,7 +10,7 @@ from common.db.database import Database
 from common.db.retention import Retention
 from common.db.steps import RetryPolicy, Steps
 from common.db.transcriptions import Transcriptions
-from common.db.vault import VOICES, Cipher
+from common.db.vault import CHAT_KEYS, VOICES, Cipher
 from common.db.version import check_version
 from common.errors import SetupProblem
 from common.net.reach import wait_for
@@ -71,6 +71,7 @@ def build_context(
         memory=memory,
         redis=redis,
         voice_cipher=Cipher(VOICES, settings.key.for_voices),
+        chat_cipher=Cipher(CHAT_KEYS, settings.key.for_secrets),
         may_continue=may_continue,
     )
 

@@ -13,14 +13,16 @@ from loguru import logger
 from redis import Redis
 from redis.exceptions import RedisError
 
-from common.db.enhancements import Enhancing
+from common.db.chat_servers import ChatServers, key_of
+from common.db.enhancements import Enhancing, options_of
 from common.db.flow import NewPart
 from common.db.retention import Retention
 from common.db.steps import Claim, StaleClaim, Steps, Within
+from common.db.tables import Job
 from common.db.transcriptions import Transcriptions
 from common.db.vault import Cipher
 from common.db.voices import Voices
-from common.errors import NotFound, Unavailable
+from common.errors import ChatServerChanged, NotFound, Unavailable
 from common.redis import presence
 from common.redis.events import Events
 from common.settings import Settings
@@ -34,13 +36,14 @@ from worker.moderation import WarmModeration
 if TYPE_CHECKING:
     from common.audio.silero import SileroNetwork
     from common.llm.chat import Chat
+    from common.llm.openai_chat import ChatServer
     from common.net.egress import Egress
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MOST_CHATS = 16
-"""Clients name models as they like."""
+"""Clients name models as they like, and tenants have servers of their own."""
 OUTAGE_TIMEOUT_S = 600.0
 """How long a step waits for Postgres or the storage before it fails."""
 
@@ -63,6 +66,8 @@ class Context:
     redis: Redis
     voice_cipher: Cipher
     """Encrypts embeddings."""
+    chat_cipher: Cipher
+    """Decrypts the keys of tenants' language models."""
     may_continue: Callable[[], bool] = lambda: True
     """Whether this worker may claim a step that follows the one it finishes."""
 
@@ -83,22 +88,36 @@ class Context:
         return Enhancing(self.retention.database)
 
     @cached_property
-    def _chats(self) -> dict[str, Chat]:
+    def _chats(self) -> dict[tuple[ChatServer | None, str], Chat]:
         return {}
 
-    def chat(self, model: str) -> Chat:
-        """A model of the language models' server; what the server accepts is found out once.
+    def chat(self, job: Job) -> Chat:
+        """The model that an enhancement asks; what its server accepts is found out once.
+
+        A job that was requested of a tenant's own server asks no other one, so that no transcript
+        gets where nobody wanted it. Its key may have changed.
 
         Raises:
             EnhancementOff: the settings name no server.
+            ChatServerChanged: the tenant's own server is another one now.
+            ChatKeyLocked: its key cannot be decrypted.
+            Unavailable: Postgres is, for too long.
         """
-        from common.llm.openai_chat import open_chat
+        from common.llm.openai_chat import ChatServer, open_chat
 
-        if model not in self._chats:
+        override, wanted = None, options_of(job.options).server
+        if wanted is not None:
+            database = self.retention.database
+            own = with_retries(ChatServers(database, job.tenant, self.chat_cipher).find)
+            if own is None or own.base_url != wanted:
+                raise ChatServerChanged(value=wanted)
+            override = ChatServer(own.base_url, own.model, key_of(own, self.chat_cipher))
+        key = (override, job.model)
+        if key not in self._chats:
             if len(self._chats) >= MOST_CHATS:
                 self._chats.clear()
-            self._chats[model] = open_chat(self.settings, model=model)
-        return self._chats[model]
+            self._chats[key] = open_chat(self.settings, override, model=job.model)
+        return self._chats[key]
 
     def voices(self, tenant: str) -> Voices:
         return Voices(self.retention.database, tenant, self.voice_cipher)

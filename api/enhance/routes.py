@@ -85,7 +85,7 @@ async def enhance(
         names = glossary_names(wanted.glossaries)
         glossaries = await services.in_thread(services.glossaries(caller.tenant).named, names)
     options = enhancement_options(
-        services.settings,
+        await services.in_thread(services.chat_server_in_use, caller.tenant),
         wanted.task,
         wanted.model,
         language=wanted.language,

@@ -11,7 +11,7 @@ from fastapi import Request
 
 from api.auth.callers import Caller
 from api.http.problems import validated
-from api.jobs.enhancing import enhancements_of
+from api.jobs.enhancing import enhancement_options, tasks_of
 from api.jobs.schemas import UploadOptions
 from api.processes.moderator import NEEDED as MODERATION
 from api.services import Services
@@ -39,6 +39,7 @@ from common.errors import (
     OutOfRange,
     UnknownOption,
 )
+from common.llm.servers import ServerInUse
 from common.net.egress import Egress
 from common.settings import Settings
 from common.weights.manifest import EVERY_LANGUAGE, SHERPA_ONNX
@@ -80,16 +81,22 @@ class Resolver:
     failed_fetches: Callable[[], set[tuple[str, str]]] = set
 
     async def resolve(
-        self, job_id: UUID, options: UploadOptions, glossaries: Sequence[Glossary] = ()
+        self,
+        job_id: UUID,
+        options: UploadOptions,
+        glossaries: Sequence[Glossary] = (),
+        server: ServerInUse | None = None,
     ) -> NewJob:
         """The job that ``options`` ask for, with these glossaries.
+
+        ``server`` is there where it asks for enhancements.
 
         Raises:
             UnknownOption, OutOfRange, OptionConflict, ModelNotInstalled, ModelUnusable, UrlRefused:
                 one of them is wrong; it is named.
         """
         job = await asyncio.to_thread(
-            self._resolve, job_id, options, glossaries
+            self._resolve, job_id, options, glossaries, server
         )  # it reads the disk
         if options.webhook_url is not None:
             await self.egress.check(options.webhook_url, "webhook_url")
@@ -111,7 +118,7 @@ class Resolver:
             UnknownOption, ModelNotInstalled: the defaults name a language or weights that do not
                 exist.
         """
-        self._resolve(uuid4(), form_options({}), ())
+        self._resolve(uuid4(), form_options({}))
 
     def installed(self) -> list[str]:
         """The weights that jobs may ask for, by their listed names; reads the disk."""
@@ -152,7 +159,11 @@ class Resolver:
         return list(dict.fromkeys(it.model for it in self._usable(states) or states))
 
     def _resolve(
-        self, job_id: UUID, options: UploadOptions, glossaries: Sequence[Glossary]
+        self,
+        job_id: UUID,
+        options: UploadOptions,
+        glossaries: Sequence[Glossary] = (),
+        server: ServerInUse | None = None,
     ) -> NewJob:
         asr = self.settings.asr
         languages = _languages(options) or (asr.default_language,)
@@ -208,7 +219,11 @@ class Resolver:
                 review=options.review,
                 glossaries=tuple(glossaries),
                 glossary_truncated=truncated,
-                enhance=enhancements_of(self.settings, options.enhance, terms),
+                enhance=tuple(
+                    enhancement_options(server, task, terms=terms).to_json()
+                    for task in tasks_of(options.enhance)
+                    if server is not None
+                ),
             ),
             webhook_url=options.webhook_url,
             client=ClientData(options.recording_id, options.metadata),
@@ -375,6 +390,7 @@ async def resolved(
     """The caller's job that ``options`` ask for, with the tenant's glossaries.
 
     Raises:
+        EnhancementOff: it asks for enhancements, and there is no server for them.
         UnknownOption, OutOfRange, OptionConflict, ModelNotInstalled, ModelUnusable, UrlRefused:
             one of the options is wrong; it is named.
     """
@@ -383,7 +399,10 @@ async def resolved(
         glossaries = await services.in_thread(stored.default)
     else:
         glossaries = await services.in_thread(stored.named, glossary_names(options.glossaries))
-    job = await services.get(Resolver).resolve(job_id, options, glossaries)
+    server = None
+    if tasks_of(options.enhance):
+        server = await services.in_thread(services.chat_server_in_use, caller.tenant)
+    job = await services.get(Resolver).resolve(job_id, options, glossaries, server)
     return caller.attributed(request, job)
 
 

@@ -7,6 +7,7 @@ time does not depend on the length of the queue. Only steps of unknown kinds are
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +20,7 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
+    case,
     delete,
     exists,
     func,
@@ -38,11 +40,17 @@ from common.domain.fair_order import (
     turns_left,
 )
 from common.domain.job import StepStatus
-from common.domain.pipeline import PIPELINES, limited_kinds, pipeline_of
+from common.domain.pipeline import OWN_SERVER, PIPELINES, own_server, pipeline_of
 
 ENQUEUE_BATCH = 10_000
 
 T = TypeVar("T", JobTurn, TenantTurn)
+
+
+SERVER = case((Job.options[OWN_SERVER].astext.is_not(None), Job.tenant))
+"""Whose server a job's requests go to: a tenant's; null: that of the settings."""
+Servers = Mapping[tuple[str, str | None], int]
+"""Numbers by kind of step and `SERVER`."""
 
 
 @dataclass(slots=True)
@@ -67,40 +75,42 @@ class DueSteps:
             batch = self._enqueue_batch(tuple_(Outbox.due_at, Outbox.id) > tuple_(*batch[-1]))
 
     def dequeue(
-        self, limit: int, limited: int | None, room_for: Mapping[str, int]
+        self, limit: int, limited: int | None, at_once: Mapping[str, int], working: Servers
     ) -> Iterator[Row[Any]]:
-        """The next steps, locked and removed from the outbox; at most ``limited`` of limited kinds.
+        """The next steps, locked and removed from the outbox; at most ``limited`` that are limited.
 
-        ``room_for``: how many at most of these kinds of steps of parts. Each has the columns of
-        `_first_step`.
+        ``at_once``: of these kinds of steps of parts, at most so many for one server, those that
+        are ``working`` included. Each has the columns of `_first_step`.
         """
         room = limit if limited is None else limited
-        limited_now = limited_kinds()
-        rooms = dict(room_for)
-        self._pass_over([kind for kind, number in rooms.items() if number <= 0])
+        count = Counter(working)
+        for kind, server in working:
+            if count[kind, server] >= at_once[kind]:
+                self._pass_over(kind, server)
         for _ in range(limit):
             step = self._next([False, True] if room > 0 else [False])
             if step is None:
                 return
-            room -= step.step_kind in limited_now
-            if step.step_kind in rooms:
-                rooms[step.step_kind] -= 1
-                if rooms[step.step_kind] <= 0:
-                    self._pass_over([step.step_kind])
+            room -= pipeline_of(step.kind).step(step.step_kind).is_limited_with(step.options)
+            if step.step_kind in at_once:
+                server = step.tenant if own_server(step.options) is not None else None
+                count[step.step_kind, server] += 1
+                if count[step.step_kind, server] >= at_once[step.step_kind]:
+                    self._pass_over(step.step_kind, server)
             yield step
 
-    def _pass_over(self, kinds: Sequence[str]) -> None:
-        """Leave the jobs out that are in a phase with steps of these kinds."""
+    def _pass_over(self, kind: str, server: str | None) -> None:
+        """Leave the jobs out that are in a phase with steps of this kind, for this server."""
         phases = [
             (pipeline.kind, phase.name)
             for pipeline in PIPELINES.values()
             for phase in pipeline.phases
-            if phase.kinds.intersection(kinds)
+            if kind in phase.kinds
         ]
-        if phases:
-            queued = select(JobTurn.job_id).join(Job, Job.id == JobTurn.job_id)
-            in_them = tuple_(Job.kind, Job.phase).in_(phases)
-            self._busy_jobs |= set(self.session.scalars(queued.where(in_them)))
+        queued = select(JobTurn.job_id).join(Job, Job.id == JobTurn.job_id)
+        in_them = tuple_(Job.kind, Job.phase).in_(phases)
+        for_it = SERVER.is_not_distinct_from(server)
+        self._busy_jobs |= set(self.session.scalars(queued.where(in_them, for_it)))
 
     # --- enqueuing ----------------------------------------------------------------------------
 
@@ -287,8 +297,8 @@ def joining(jobs: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def _is_limited(job: Any) -> bool:
-    step = None if job.phase is None else pipeline_of(job.kind).phase(job.phase).step
-    return step is not None and step.is_limited
+    steps = () if job.phase is None else pipeline_of(job.kind).phase(job.phase).steps
+    return any(step.is_limited_with(job.options) for step in steps)
 
 
 def _size(job: Any) -> int:
@@ -362,7 +372,7 @@ def _first_step(job_id: UUID) -> Select[Any]:
             Step.kind.label("step_kind"),
             Step.part,
             Step.job_id,
-            *_FACTS[3:],
+            *_FACTS[2:],
         )
         .join(Step, Step.id == Outbox.step_id)
         .join(Job, Job.id == Step.job_id)

@@ -8,6 +8,7 @@ however many processes it is tried. The pattern is the transactional outbox
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +19,7 @@ from sqlalchemy import ColumnElement, Update, and_, delete, func, or_, select, u
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.due_steps import DueSteps, is_known
+from common.db.due_steps import SERVER, DueSteps, Servers, is_known
 from common.db.flow import OPEN, Flow, NewPart, end_job, enqueue, locked_job
 from common.db.tables import NOW, Job, Outbox, Part, Step, StepFailure
 from common.db.tallies import count
@@ -329,7 +330,7 @@ class Steps:
 
         At most ``limited`` steps of limited kinds run at once (None: any number), so that slow or
         hostile servers cannot occupy every worker. ``at_once``: of these kinds of steps of parts,
-        at most so many.
+        at most so many for one server: that of the settings, or a tenant's own.
 
         `common.domain.fair_order` defines the order. After a crash behind ``send`` the steps are
         sent again under the same id, which is harmless: steps are claimed once. Nothing is
@@ -341,12 +342,8 @@ class Steps:
                 return 0
             due.enqueue()
             if limit and limited is not None:
-                limited -= _working(session, limited_kinds())
-            room = {
-                kind: most - _working(session, [kind])
-                for kind, most in (at_once or {}).items()
-                if limit
-            }
+                limited -= _limited_now(session)
+            working = _working(session, at_once) if limit and at_once else {}
             publications = [
                 Publication(
                     step_id=step.step_id,
@@ -354,7 +351,7 @@ class Steps:
                     description=f"{step.step_kind} job={step.job_id}"
                     + (f" part={step.part}" if step.part is not None else ""),
                 )
-                for step in due.dequeue(limit, limited, room)
+                for step in due.dequeue(limit, limited, at_once or {}, working)
             ]
             if publications:
                 send(publications)
@@ -563,10 +560,25 @@ def _is_published() -> ColumnElement[bool]:
     return and_(Step.status == StepStatus.PENDING, Step.rq_job_id.is_not(None))
 
 
-def _working(session: Session, kinds: Iterable[str]) -> int:
-    """How many steps of these kinds run or are published."""
-    running = Step.status == StepStatus.RUNNING
-    return _count(session, Step.kind.in_(list(kinds)), or_(running, _is_published()))
+def _is_working() -> ColumnElement[bool]:
+    """Whether a step runs or is published."""
+    return or_(Step.status == StepStatus.RUNNING, _is_published())
+
+
+def _limited_now(session: Session) -> int:
+    """How many steps run or are published of which only half of the workers do any."""
+    by_server = set(limited_kinds(with_own_server=True)) - set(limited_kinds())
+    asks_own = and_(Step.kind.in_(by_server), SERVER.is_not(None))
+    limited = or_(Step.kind.in_(limited_kinds()), asks_own)
+    found = select(func.count()).select_from(Step).join(Job, Job.id == Step.job_id)
+    return session.scalar(found.where(_is_working(), limited)) or 0
+
+
+def _working(session: Session, kinds: Iterable[str]) -> Servers:
+    """How many steps of these kinds run or are published, for each server."""
+    found = select(Step.kind, SERVER).join(Job, Job.id == Step.job_id)
+    of_kinds = found.where(Step.kind.in_(list(kinds)), _is_working())
+    return Counter((kind, server) for kind, server in session.execute(of_kinds))
 
 
 def _count(session: Session, *where: ColumnElement[bool]) -> int:

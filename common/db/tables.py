@@ -648,6 +648,22 @@ class Tenant(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class StoredChatServer(Base):
+    """A tenant's own server of language models, in place of that of the settings."""
+
+    __tablename__ = "chat_servers"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    base_url: Mapped[str]
+    model: Mapped[str]
+    api_key: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
+    """Encrypted if SECRETS_KEY is set (`common.db.vault.Cipher.seal`)."""
+    context_tokens: Mapped[int | None]
+    max_output_tokens: Mapped[int | None]
+    """None: those of the settings."""
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class Voice(Base):
     """An enrolled voice: what a person who agreed to it is recognized by."""
 

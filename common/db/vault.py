@@ -1,7 +1,8 @@
-"""What is encrypted in Postgres if a key is set: webhook secrets, and the embeddings of voices.
+"""What is encrypted in Postgres if a key is set: secrets, and the embeddings of voices.
 
-Signing needs the plain secrets, and comparing the plain embeddings, so hashes are not enough. With
-encryption a backup of the database does not reveal them: the keys are not in it.
+Secrets are those of webhooks, and the keys of tenants' language models. Signing and asking need
+them, and comparing voices the embeddings, so hashes are not enough. With encryption a backup of the
+database does not reveal them: the keys are not in it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Purpose:
 
 
 SECRETS = Purpose("SECRETS_KEY", b"stenopool webhook secrets")
+CHAT_KEYS = Purpose("SECRETS_KEY", b"stenopool keys of language models")
 VOICES = Purpose("VOICE_KEY", b"stenopool embeddings of voices")
 
 

@@ -52,6 +52,17 @@ def always(_options: Mapping[str, Any]) -> bool:
     return True
 
 
+OWN_SERVER = ("enhancement", "server")
+"""Where options have the URL of the tenant's own server, if a job's requests go there."""
+
+
+def own_server(options: Mapping[str, Any]) -> str | None:
+    """The URL in the options of a job at `OWN_SERVER`."""
+    kind, name = OWN_SERVER
+    server: str | None = options.get(kind, {}).get(name)
+    return server
+
+
 @dataclass(frozen=True, slots=True)
 class StepType:
     """A kind of step, and its place in its phase.
@@ -62,8 +73,9 @@ class StepType:
     reuse the result of an equal part of any job of the tenant. ``counts``: the job's progress
     counts it. ``reads_files``: it reads a file written by the phase's step of the whole job; these
     files are deleted when a job ends, so a retry begins with that step. ``is_limited``: at most
-    half of the workers run it at a time. ``has_all_tries``: each part has all its attempts, even
-    after another one's failure has only left a warning.
+    half of the workers run it at a time. ``asks_server``: it sends requests to a server; if that is
+    a tenant's own (`own_server`), it is limited likewise. ``has_all_tries``: each part has all its
+    attempts, even after another one's failure has only left a warning.
     """
 
     kind: str
@@ -75,7 +87,12 @@ class StepType:
     counts: bool = False
     reads_files: bool = False
     is_limited: bool = False
+    asks_server: bool = False
     has_all_tries: bool = False
+
+    def is_limited_with(self, options: Mapping[str, Any]) -> bool:
+        """Whether at most half of the workers run it at a time, of a job with these options."""
+        return self.is_limited or (self.asks_server and own_server(options) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +251,7 @@ ENHANCEMENT = Pipeline(
                     warning=ENHANCEMENT_INCOMPLETE,
                     reuses=True,
                     counts=True,
+                    asks_server=True,
                     has_all_tries=True,
                 ),
             ),
@@ -324,7 +342,11 @@ def kinds_of_steps() -> list[str]:
     return list(dict.fromkeys(str(step.kind) for step in steps))
 
 
-def limited_kinds() -> list[str]:
-    """The kinds that at most half of the workers run at a time."""
-    limited = (step for it in PIPELINES.values() for step in it.steps if step.is_limited)
-    return list(dict.fromkeys(str(step.kind) for step in limited))
+def limited_kinds(*, with_own_server: bool = False) -> list[str]:
+    """The kinds that at most half of the workers run at a time.
+
+    ``with_own_server``: those of jobs whose requests go to the tenant's own server.
+    """
+    options = {OWN_SERVER[0]: {OWN_SERVER[1]: ""}} if with_own_server else {}
+    steps = (step for it in PIPELINES.values() for step in it.steps)
+    return list(dict.fromkeys(str(step.kind) for step in steps if step.is_limited_with(options)))

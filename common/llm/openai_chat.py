@@ -36,6 +36,7 @@ from common.errors import (
     EnhancementOff,
     OutOfRange,
     StenoError,
+    UrlRefused,
 )
 from common.llm.chat import Answer, Chat, cost_of
 from common.net.egress import Egress, Outbound, parse_url
@@ -122,7 +123,9 @@ def open_chat(
         server = replace(server, model=model)
     chosen = server.host if override is None else None
     egress = Egress(settings.egress.allow, chosen=chosen)
-    return OpenAIChat(server, egress, timeout_s=settings.enhanced_ai.timeout)
+    return OpenAIChat(
+        server, egress, timeout_s=settings.enhanced_ai.timeout, of_tenant=override is not None
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +169,22 @@ class _Dialect:
 
 
 class OpenAIChat:
-    """The model of one server. A ``timeout_s`` bounds a whole answer, all attempts included."""
+    """The model of one server. A ``timeout_s`` bounds a whole answer, all attempts included.
+
+    ``of_tenant``: errors name the fields of a tenant's own server, not the settings.
+    """
 
     def __init__(
-        self, server: ChatServer, egress: Egress, *, timeout_s: float, silence_s: float = SILENCE_S
+        self,
+        server: ChatServer,
+        egress: Egress,
+        *,
+        timeout_s: float,
+        silence_s: float = SILENCE_S,
+        of_tenant: bool = False,
     ) -> None:
         self._server = server
+        self._of_tenant = of_tenant
         self._egress = egress
         self._timeout_s = timeout_s
         self._silence_s = silence_s
@@ -207,6 +220,9 @@ class OpenAIChat:
             async with asyncio.timeout(self._timeout_s) as limit:
                 reply.limit, reply.end = limit, asyncio.get_running_loop().time() + self._timeout_s
                 await self._attempts(request, reply)
+        except UrlRefused as error:
+            reason = str(error.details["reason"])
+            raise UrlRefused(field=self._name("base_url"), reason=reason) from None
         except (TimeoutError, httpcore.TimeoutException):
             reason = "it did not complete its answer in time"
         except httpcore.ConnectError:
@@ -328,15 +344,21 @@ class OpenAIChat:
         if 300 <= status < 400:
             reason = f"it answered {status}, and redirects are not followed; set its final address"
         elif status in {401, 403}:  # their messages show parts of the key
-            reason = f"it answered {status}; check the key (ENHANCED_AI_API_KEY)"
+            reason = f"it answered {status}; check the key ({self._name('api_key')})"
         elif status == 404:
             reason = (
-                f"it answered 404; check the address (ENHANCED_AI_BASE_URL) and the model"
-                f" (ENHANCED_AI_MODEL){self._quoted(error, request)}"
+                f"it answered 404; check the address ({self._name('base_url')}) and the model"
+                f" ({self._name('model')}){self._quoted(error, request)}"
             )
         else:
             reason = f"it answered {status}{self._quoted(error, request)}"
         return ChatRejected(host=host, reason=reason)
+
+    def _name(self, field: str) -> str:
+        """What whoever has set the server calls this field of it."""
+        if self._of_tenant:
+            return f"{field} of the tenant's server"
+        return f"ENHANCED_AI_{field.upper()}"
 
     def _quoted(self, error: Any, request: _Request) -> str:
         body = error.body

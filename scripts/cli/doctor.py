@@ -17,14 +17,18 @@ from packaging.requirements import Requirement
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.processes.child import LOADING, OFF, OK
+from common.db.chat_servers import all_chat_servers, key_of
 from common.db.database import Database
 from common.db.migrate import revisions
-from common.db.vault import VOICES, Cipher
+from common.db.tables import StoredChatServer
+from common.db.vault import CHAT_KEYS, VOICES, Cipher
 from common.db.voices import count_voices
 from common.domain.chat import Message
 from common.domain.models import SPEAKER_NETWORKS
-from common.errors import AnswerTruncated, ModerationOff, SetupProblem, StenoError
+from common.errors import AnswerTruncated, ChatKeyLocked, ModerationOff, SetupProblem, StenoError
+from common.llm.chat import Chat
 from common.llm.openai_chat import open_chat
+from common.llm.servers import server_in_use
 from common.redis.queue import StepQueue, connect
 from common.settings import INSTALLED, ROOT, Settings
 from common.weights.manifest import Manifest
@@ -47,8 +51,11 @@ class Check:
     remedy: str | None = None
 
 
-def examine(settings: Settings) -> Iterator[Check]:
-    """Check everything that ``steno up`` and its jobs need; leaves nothing behind."""
+def examine(settings: Settings, tenant: str | None = None) -> Iterator[Check]:
+    """Check everything that ``steno up`` and its jobs need; leaves nothing behind.
+
+    ``tenant``: one whose own language model is asked, too.
+    """
     running = find_running(settings.storage.data_dir.absolute())
     yield _python()
     yield _packages()
@@ -62,6 +69,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield _redis(settings, running)
     yield _migrations(settings, running)
     yield from _voices(settings, running)
+    yield from _tenants(settings, running, tenant)
     yield _gateway(settings, running)
     if running is not None:
         yield _workers(running)
@@ -146,13 +154,76 @@ def _language_model(settings: Settings) -> Check:
     if settings.enhanced_ai.base_url is None:
         return Check(what, "no language model (ENHANCED_AI_BASE_URL)")
     try:
-        chat = open_chat(settings)
-        answer = chat.ask([Message("user", "Answer with one word.")], max_tokens=64)
-    except AnswerTruncated:
-        return Check(what, f"{settings.enhanced_ai.model} answers")
+        return Check(what, _asked(open_chat(settings), settings.enhanced_ai.model))
     except StenoError as error:
         return Check(what, error.message, "check ENHANCED_AI_BASE_URL, its key and its model")
-    return Check(what, f"{answer.model} answers in {answer.elapsed_ms / 1000:.1f} s")
+
+
+def _asked(chat: Chat, model: str | None) -> str:
+    """What became of a short question to ``model``."""
+    try:
+        answer = chat.ask([Message("user", "Answer with one word.")], max_tokens=64)
+    except AnswerTruncated:
+        return f"{model} answers"
+    return f"{answer.model} answers in {answer.elapsed_ms / 1000:.1f} s"
+
+
+def _tenants(
+    settings: Settings, running: RunningStack | None, asked: str | None
+) -> Iterator[Check]:
+    """Whether the keys of tenants' own language models can be decrypted, where a database is up.
+
+    Only the model of the tenant ``asked`` is sent a question: it is not ours to use.
+    """
+    what = "tenants"
+    url = _database_url(settings, running)
+    if url is None:
+        if asked is not None:
+            yield Check(what, "no database is up", "run: steno up")
+        return
+    try:
+        cipher = Cipher(CHAT_KEYS, settings.key.for_secrets)
+        with Database(url, pool_size=1) as database:
+            servers = {each.tenant: each for each in all_chat_servers(database)}
+    except SetupProblem as problem:
+        yield Check(what, str(problem.details["problem"]), str(problem.details["remedy"]))
+        return
+    except (StenoError, SQLAlchemyError):
+        yield Check(what, "cannot be read", "see Postgres and migrations above")
+        return
+    locked = [name for name, each in servers.items() if not _can_be_opened(each, cipher)]
+    found = f"{len(servers)} with a language model of their own"
+    if locked:
+        found += f", of which {len(locked)} have a key that cannot be decrypted: {cipher.lack}"
+    remedy = "set SECRETS_KEY to the key that encrypted them, or run: steno tenants set-model"
+    if servers:
+        yield Check(what, found, remedy if locked else None)
+    if asked is not None:
+        yield _language_model_of(settings, asked, servers.get(asked), cipher)
+
+
+def _can_be_opened(server: StoredChatServer, cipher: Cipher) -> bool:
+    try:
+        key_of(server, cipher)
+    except ChatKeyLocked:
+        return False
+    return True
+
+
+def _language_model_of(
+    settings: Settings, tenant: str, server: StoredChatServer | None, cipher: Cipher
+) -> Check:
+    """A short question to the tenant's own language model."""
+    if server is None:
+        found = f"{tenant} has no language model of its own"
+        return Check("tenant", found, f"run: steno tenants set-model {tenant}")
+    try:
+        used = server_in_use(settings, server, cipher)
+        return Check(
+            "tenant", f"{tenant}: {_asked(open_chat(settings, used.server), server.model)}"
+        )
+    except StenoError as error:
+        return Check("tenant", error.message, f"run: steno tenants set-model {tenant}")
 
 
 def _data_dir(data_dir: Path) -> Check:
@@ -298,13 +369,16 @@ def examine_server(gateway: Gateway) -> Iterator[Check]:
 @click.command()
 @click.option("--server", metavar="URL", help="Check this gateway over HTTP [this machine].")
 @click.option("--key", metavar="KEY", help="API key for --server [STENO_API_KEY].")
+@click.option("--tenant", metavar="NAME", help="Ask this tenant's own language model, too.")
 @data_dir_option
 @click.pass_context
-def doctor(ctx: click.Context, server: str | None, key: str | None) -> None:
+def doctor(ctx: click.Context, server: str | None, key: str | None, tenant: str | None) -> None:
     """Check the installation; say how to fix what is missing. Exits with 1 if something is."""
     missing = 0
+    if server is not None and tenant is not None:
+        raise click.UsageError("--tenant is checked on this machine; leave --server out")
     if server is None:
-        findings = examine(load_settings())
+        findings = examine(load_settings(), tenant)
     else:
         findings = examine_server(ctx.with_resource(find_gateway(server, key)))
     for finding in findings:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from pydantic import TypeAdapter
 from rich.table import Column
 
+from api.enhance.server import NewServer
+from api.http.problems import validated
+from common.db.chat_servers import ChatServers, all_chat_servers, seal_chat_keys
 from common.db.database import Database
 from common.db.keys import AllKeys, Key, Keys, Tenants
-from common.db.vault import VOICES, Cipher, Vault, seal_all
+from common.db.tables import StoredChatServer, Tenant
+from common.db.vault import CHAT_KEYS, VOICES, Cipher, Vault, seal_all
 from common.db.voices import seal_voices
 from common.domain.keys import DEFAULT_TENANT, LIMIT_NAMES, Scope, is_tenant
 from common.errors import NotFound, SetupProblem
+from common.llm.servers import LONGEST_KEY
+from common.net.egress import Egress
 from scripts.cli.cli import data_dir_option, database_here, load_settings
 from scripts.cli.client import Gateway, find_gateway
 from scripts.cli.console import print_table
@@ -231,7 +238,7 @@ def revoke(
 @keys.command("encrypt-secrets")
 @data_dir_option
 def encrypt_secrets() -> None:
-    """Encrypt all webhook secrets with the first key of SECRETS_KEY.
+    """Encrypt all webhook secrets and language models' keys with the first key of SECRETS_KEY.
 
     After SECRETS_KEY was set, or got a new key before the old one, which is not needed any more
     then.
@@ -240,12 +247,14 @@ def encrypt_secrets() -> None:
     if not secrets_keys:
         raise SetupProblem(
             problem="SECRETS_KEY is not set",
-            remedy="Make a key with `openssl rand -hex 32` and set it wherever a gateway or a "
-            "dispatcher runs",
+            remedy="Make a key with `openssl rand -hex 32` and set it wherever a gateway, a worker "
+            "or a dispatcher runs",
         )
     with _database() as database:
         done, locked = seal_all(database, Vault(secrets_keys))
-    _report(f"The secrets of {done} endpoints and tenants", locked, "SECRETS_KEY")
+        keys_done, keys_locked = seal_chat_keys(database, Cipher(CHAT_KEYS, secrets_keys))
+    what = f"The secrets of {done} endpoints and tenants, and {keys_done} keys of language models"
+    _report(what, locked + keys_locked, "SECRETS_KEY")
 
 
 @keys.command("encrypt-voices")
@@ -286,11 +295,20 @@ def tenants() -> None:
 def list_tenants() -> None:
     """Show the tenants that override settings."""
     with _database() as database:
-        rows = [
-            (each.id, each.tier, _kept(each.delete_after_s), "yes" if each.review else "no")
-            for each in Tenants(database).all()
-        ]
-    print_table(("tenant", "tier", "jobs deleted after", "review"), rows)
+        known = {each.id: each for each in Tenants(database).all()}
+        servers = {each.tenant: each for each in all_chat_servers(database)}
+    rows = [_tenant_row(name, known.get(name), servers.get(name)) for name in known | servers]
+    print_table(("tenant", "tier", "jobs deleted after", "review", "language model"), sorted(rows))
+
+
+def _tenant_row(
+    name: str, tenant: Tenant | None, server: StoredChatServer | None
+) -> tuple[str, ...]:
+    model = "-" if server is None else f"{server.model} at {server.base_url}"
+    if tenant is None:  # with the defaults of `common.db.tables.Tenant`
+        return (name, "standard", "-", "no", model)
+    review = "yes" if tenant.review else "no"
+    return (name, tenant.tier, _kept(tenant.delete_after_s), review, model)
 
 
 def _kept(seconds: int | None) -> str:
@@ -334,6 +352,49 @@ def set_(
     with _database() as database:
         Tenants(database).put(name, **options)
     click.echo(f"{name} is set")
+
+
+@tenants.command("set-model")
+@click.argument("name", callback=_tenant)
+@click.option(
+    "--base-url", required=True, help="URL of the server's API, such as http://ollama:11434/v1."
+)
+@click.option("--model", required=True, help="Model, as the server names it.")
+@click.option(
+    "--key-file",
+    type=click.File(errors="replace"),
+    help="File with the server's key, if it wants one; - for stdin.",
+)
+@click.option("--context-tokens", type=int, help="Its context [ENHANCED_AI_CONTEXT_TOKENS].")
+@click.option(
+    "--max-output-tokens", type=int, help="Longest answer [ENHANCED_AI_MAX_OUTPUT_TOKENS]."
+)
+@data_dir_option
+def set_model(name: str, key_file: TextIO | None, **options: str | int | None) -> None:
+    """Give the tenant NAME a language model of its own, in place of ENHANCED_AI_...
+
+    All of it is replaced, its key too, which is never shown again.
+    """
+    settings = load_settings()
+    key = None if key_file is None else key_file.read(LONGEST_KEY + 2).strip()
+    server = validated(NewServer, {**options, "api_key": key}).checked()
+    asyncio.run(Egress(settings.egress.allow).check(server.base_url, "base_url"))
+    cipher = Cipher(CHAT_KEYS, settings.key.for_secrets)
+    with _database() as database:
+        ChatServers(database, name, cipher).put(server)
+    if key is not None and not settings.key.for_secrets:
+        click.echo("The key is stored in the clear: SECRETS_KEY is not set.", err=True)
+    click.echo(f"{name} uses {server.model} at {server.base_url}")
+
+
+@tenants.command("remove-model")
+@click.argument("name", callback=_tenant)
+@data_dir_option
+def remove_model(name: str) -> None:
+    """Remove the language model of the tenant NAME, and its key: it uses ENHANCED_AI_... again."""
+    with _database() as database:
+        ChatServers(database, name, Cipher(CHAT_KEYS)).remove()
+    click.echo(f"{name} has no language model of its own")
 
 
 def _row(key: Key) -> tuple[str, ...]:

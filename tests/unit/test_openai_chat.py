@@ -383,9 +383,32 @@ def test_the_server_of_the_settings_may_be_private_and_a_tenants_may_not() -> No
         settings = settings_with(base_url=server.base_url, model="m", api_key=SecretStr(KEY))
         assert open_chat(settings).ask(MESSAGES, max_tokens=100).text == "yes"
         tenants = ChatServer(server.base_url, "m")
-        with pytest.raises(UrlRefused, match="not public"):
+        with pytest.raises(UrlRefused, match=r"base_url of the tenant's server is .* not public"):
             open_chat(settings, tenants).ask(MESSAGES, max_tokens=100)
         assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "of_settings", "of_tenants"),
+    [
+        (401, "(ENHANCED_AI_API_KEY)", "(api_key of the tenant's server)"),
+        (404, "(ENHANCED_AI_MODEL)", "(model of the tenant's server)"),
+    ],
+)
+def test_an_error_names_where_the_server_was_set(
+    status: int, of_settings: str, of_tenants: str
+) -> None:
+    with ChatScript.of(error(status, "no")) as server:
+        ai = EnhancedAiSettings(base_url=server.base_url, model="m")
+        settings = Settings(egress=EgressSettings(allow="127.0.0.1"), enhanced_ai=ai)
+        for override, named in (
+            (None, of_settings),
+            (ChatServer(server.base_url, "m"), of_tenants),
+        ):
+            with pytest.raises(ChatRejected) as caught:
+                open_chat(settings, override).ask(MESSAGES, max_tokens=100)
+            assert named in str(caught.value)
+            assert ("ENHANCED_AI" in str(caught.value)) is (override is None)
 
 
 def test_a_setting_that_is_missing_is_named() -> None:

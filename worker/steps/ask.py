@@ -20,7 +20,9 @@ def run(context: Context, claim: Claim) -> Claim | None:
 
     Raises:
         ChatUnavailable, AnswerBroken, AnswerTruncated, AnswerRejected: another attempt may succeed.
-        ChatRejected, AnswerWithheld, EnhancementOff: it would fail again.
+        ChatKeyLocked: another worker may have the key.
+        ChatRejected, ChatServerChanged, AnswerWithheld, EnhancementOff, UrlRefused: it would fail
+            again.
         StaleClaim, Unavailable: as in every step.
     """
     part = claim.part
@@ -32,7 +34,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     request = part_of(part.data, material)
     rejected = with_retries(context.enhancing.rejected, claim.job_id, part.index)
     call = call_of(material.work, request, rejected)
-    chat = context.chat(claim.job.model)
+    chat = context.chat(claim.job)
     answer = chat.ask(call.messages, max_tokens=call.max_tokens, form=call.form)
     try:
         parsed = parse_part(material.work, request, answer.text)

@@ -55,7 +55,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
         if lacking:
             first = len(stored)
             added = [
-                new_part(context, job.model, work, part, place, number)
+                new_part(context, job, work, part, place, number)
                 for place, part in enumerate(lacking, first)
             ]
             return with_retries(context.steps.finish, claim, parts=added, back_to="ask")

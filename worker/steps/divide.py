@@ -5,7 +5,6 @@ from __future__ import annotations
 from common.db.enhancements import divided
 from common.db.steps import Claim
 from common.domain.enhancement import first_parts
-from common.llm.openai_chat import configured_server
 from worker.context import Context, with_retries
 from worker.steps.requests import new_part
 
@@ -14,14 +13,15 @@ def run(context: Context, claim: Claim) -> Claim | None:
     """Add a part for each request of the first round, about the source's newest revision.
 
     Raises:
-        EnhancementOff: this worker has no server of language models.
+        EnhancementOff, ChatServerChanged, ChatKeyLocked: as `Context.chat`.
+        NotModerated: the step waits for the moderation of the transcript's last change.
         TextMissing, ContextTooSmall: there is nothing to ask, or no room for it.
         StaleClaim, Unavailable: as in every step.
     """
-    configured_server(context.settings)
+    context.chat(claim.job)
     material = with_retries(context.enhancing.material, claim.job)
     parts = [
-        new_part(context, claim.job.model, material.work, part, part.index, 0)
+        new_part(context, claim.job, material.work, part, part.index, 0)
         for part in first_parts(material.work, material.segments)
     ]
     # The first request may have to wait until others have ended.

@@ -11,8 +11,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from common.db.enhancements import Material
+from common.db.enhancements import Material, options_of
 from common.db.flow import NewPart
+from common.db.tables import Job
 from common.domain.enhancement import Enhancement, Part, call_of
 from common.domain.enhancing.parts import note_data, notes_of
 from worker.context import Context
@@ -37,13 +38,13 @@ def part_of(data: Sequence[Any], material: Material) -> Part:
 
 
 def new_part(
-    context: Context, model: str, work: Enhancement, part: Part, place: int, number: int
+    context: Context, job: Job, work: Enhancement, part: Part, place: int, number: int
 ) -> NewPart:
     """A part of round ``number``, the job's ``place``-th; equal requests have equal hashes."""
     call = call_of(work, part)
     request = [
-        context.settings.enhanced_ai.base_url,
-        model,
+        options_of(job.options).server or context.settings.enhanced_ai.base_url,
+        job.model,
         [[message.role, message.content] for message in call.messages],
         call.max_tokens,
         None if call.form is None else call.form.schema,

@@ -19,7 +19,9 @@ class EnhancementOptions:
     """What is wanted of a transcript, before it is read.
 
     ``model`` is as the server names it. ``language`` None: the transcript's. ``terms`` are names
-    and words as they are written. Tokens as of `Budget`; the rest as of `Enhancement`.
+    and words as they are written. ``server`` is the URL of the tenant's own server, whose key is
+    not stored with a job; None: that of the settings. Tokens as of `Budget`; the rest as of
+    `Enhancement`.
     """
 
     task: Task
@@ -30,6 +32,7 @@ class EnhancementOptions:
     prompt: str | None = None
     schema: Mapping[str, Any] | None = None
     terms: tuple[str, ...] = ()
+    server: str | None = None
 
     def checked(self) -> EnhancementOptions:
         """The same with its schema as it is used.
@@ -59,7 +62,10 @@ class EnhancementOptions:
 
     def to_json(self) -> dict[str, Any]:
         """The stored form."""
-        return asdict(self)
+        document = asdict(self)
+        if self.server is None:  # as versions without it read and write them
+            del document["server"]
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:

@@ -1,4 +1,4 @@
-"""The second AI step on a real server of language models: llama.cpp's own.
+"""The second AI step on a real server of language models, llama.cpp's own: requests, and jobs.
 
 Its model has made-up weights and writes nonsense, but the protocol is the true one, and the server
 makes the nonsense meet the schemas.
@@ -7,6 +7,7 @@ makes the nonsense meet the schemas.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,11 @@ from common.domain.enhancing.answers import read_answer
 from common.errors import AnswerBroken, AnswerTruncated, ChatRejected
 from common.llm.openai_chat import ChatServer, OpenAIChat
 from common.net.egress import Egress
+from tests.support.api import Api
+from tests.support.gateway import GatewayProcess
 from tests.support.llama_server import CONTEXT, KEY, llama_server
+from tests.support.service import Service, wait_until
+from tests.support.transcripts import completed_job
 
 QUESTION = (Message("system", "Answer."), Message("user", '{"transcript":[]}'))
 SCHEMA = {
@@ -98,3 +103,59 @@ def test_a_request_beyond_the_servers_context_is_rejected_with_the_servers_reaso
 def test_a_path_that_the_server_does_not_have_is_named(base_url: str) -> None:
     with pytest.raises(ChatRejected, match="404; check the address"):
         chat_at(base_url + "/v2").ask(QUESTION, max_tokens=10)
+
+
+# --- jobs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gateway_settings(base_url: str) -> dict[str, str]:
+    return {
+        "ENHANCED_AI_BASE_URL": base_url,
+        "ENHANCED_AI_API_KEY": KEY,
+        "ENHANCED_AI_MODEL": "made-up",
+        "ENHANCED_AI_MAX_OUTPUT_TOKENS": "1024",
+        "MAX_RETRIES": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def workers(gateway: GatewayProcess, gateway_settings: dict[str, str]) -> Iterator[Service]:
+    url, redis_url, folder = gateway.database_url, gateway.redis_url, gateway.folder
+    with Service(url, redis_url, folder, **gateway_settings) as service:
+        yield service.serve()
+
+
+def prompted(api: Api, **more: Any) -> Any:
+    """What becomes of a prompt about a short transcript."""
+    job_id = completed_job(api.database, ["Lan calls Minh.", "Minh says yes."])
+    body = {"job_id": str(job_id), "task": "prompt", "prompt": "What is the mood?"} | more
+    made = api.ask("POST", "enhanced-ai", 202, json=body).json()["enhanced_job_id"]
+
+    def look() -> Any:
+        found = api.get(f"enhanced-ai/{made}")
+        return found if found["status"] in {"COMPLETED", "FAILED"} else None
+
+    return wait_until(look, "the end")
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_job_is_answered_as_its_schema_says(api: Api) -> None:
+    found = prompted(api, schema=SCHEMA)
+    assert found["status"] == "COMPLETED", found["error_message"]
+    assert found["result"]["answer"]["mood"] in {"good", "bad"}
+    assert "made-up" in found["model"]
+    assert found["input_tokens"] > 100
+    assert found["output_tokens"] > 1
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_free_text_is_an_answer_or_is_too_long_and_both_are_counted(api: Api) -> None:
+    found = prompted(api)
+    if found["status"] == "COMPLETED":
+        assert found["result"]["answer"]
+    else:
+        assert "did not end its answer within" in found["error_message"]
+        assert found["result"] is None
+    assert found["input_tokens"] > 100
+    assert found["output_tokens"] > 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -92,7 +92,7 @@ class Enhancing:
             transcript = transcript_in(row)
         options = options_of(job.options)
         return Material(
-            options.work(transcript.language),
+            replace(options.work(transcript.language), is_masked=hide),
             row.revision,
             transcript.duration_ms,
             numbered(transcript, hide=hide),

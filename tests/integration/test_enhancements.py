@@ -299,6 +299,7 @@ def test_masked_words_reach_the_model_only_of_a_job_that_shows_them(
     assert ("d***" in sentence["text"]) is hide
     assert ("damn" in sentence["text"]) is not hide
     assert ("damn" in str(chat.seen[0].body)) is not hide
+    assert ("asterisks" in chat.seen[0].body["messages"][0]["content"]) is hide
 
 
 def test_what_was_said_gives_no_orders(service: Service, chat: Chat) -> None:

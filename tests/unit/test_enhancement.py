@@ -179,7 +179,9 @@ def test_a_segment_or_a_prompt_that_the_context_cannot_hold_is_named() -> None:
 
 def test_every_task_fits_the_smallest_context_that_the_settings_allow() -> None:
     for task in Task:
-        assert first_parts(work_on(task, Budget(2048, 1024)), segments_of(VIETNAMESE))
+        for is_masked in (False, True):
+            work = work_on(task, Budget(2048, 1024), is_masked=is_masked)
+            assert first_parts(work, segments_of(VIETNAMESE))
 
 
 def test_segments_keep_their_numbers_in_the_revision_and_blank_ones_are_left_out() -> None:
@@ -423,6 +425,9 @@ def masked_part() -> Part:
 def test_a_masked_word_is_masked_for_the_model_and_stays_as_it_is() -> None:
     part = masked_part()
     assert "damn" not in str(call_of(work_on(Task.SUMMARY), part))
+    for is_masked in (True, False):
+        work = work_on(Task.SUMMARY, is_masked=is_masked)
+        assert ("asterisks" in call_of(work, part).messages[0].content) is is_masked
 
     def edits(text: str) -> Result:
         answer = {"edits": [{"id": 0, "text": text, "reason": "a sound"}]}

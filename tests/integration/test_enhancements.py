@@ -11,16 +11,19 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from common.db.enhancements import Enhancements, FoundEnhancement
-from common.db.jobs import NewJob
+from common.db.database import Database
+from common.db.enhancements import Enhancements, Enhancing, FoundEnhancement
+from common.db.flow import NewPart
+from common.db.jobs import Jobs, NewJob
 from common.domain.enhancing.options import EnhancementOptions
 from common.domain.enhancing.tasks import Task
 from common.domain.job import ENHANCEMENT_INCOMPLETE, JobStatus
 from common.domain.pipeline import CHAT_ENGINE, ENHANCEMENT
+from common.errors import AnswerRejected
 from common.redis.events import Events
 from common.redis.queue import connect
 from scripts.stack.embedded import EmbeddedValkey
-from tests.support.factories import TENANT, new_job
+from tests.support.factories import TENANT, claim_next, make_steps, new_job
 from tests.support.obedient_chat import INJECTIONS, OBEYED, obedient
 from tests.support.scripted_chat import (
     ChatScript,
@@ -194,6 +197,7 @@ def test_a_killed_worker_costs_the_call_in_hand(start: Start, chat: Chat) -> Non
     found = ended(service, job_id)
     (sentence,) = result_of(found)["sentences"]
     assert sentence["segments"] == list(range(120))
+    assert tokens_of(found) == (7 * found.snapshot.chunks_total, 3 * found.snapshot.chunks_total)
     calls = Counter(ids for seen in chat.seen if (ids := ids_in(seen)))
     assert set(calls.values()) <= {1, 2}
     assert max(calls.values()) == 2
@@ -281,6 +285,28 @@ def test_answers_that_are_cut_short_count_as_far_as_the_server_says(
     assert result_of(found)["sentences"]
     assert len(chat.seen) == 3
     assert tokens_of(found) == (2 * 7, 2 * 3)
+
+
+def test_an_attempt_that_fails_twice_counts_once(database: Database) -> None:
+    """As after a connection that breaks during the commit."""
+    steps, jobs = make_steps(database), Jobs(database, TENANT)
+    source = completed_job(database, ["Lan calls."])
+    wanted = EnhancementOptions(Task.KEYWORDS, "m", 8192, 4096)
+    job: NewJob = new_job(
+        id=uuid4(),
+        kind=ENHANCEMENT.kind,
+        source_id=source,
+        engine=CHAT_ENGINE,
+        own_options={ENHANCEMENT.kind: wanted.to_json()},
+    )
+    jobs.create_from_source(job)
+    steps.finish(claim_next(steps), parts=[NewPart(0, 4_000, [0, 0, 1, 0, 0], "hash")])
+    claim = claim_next(steps)
+    rejected = AnswerRejected(reason="it is not JSON")
+    rejected.cost = {"input_tokens": 7, "output_tokens": 3, "elapsed_ms": 5}
+    assert steps.fail(claim.step_id, claim.attempt, rejected)
+    assert not steps.fail(claim.step_id, claim.attempt, rejected)
+    assert Enhancing(database).lost_costs(job.id) == [rejected.cost]
 
 
 @pytest.mark.parametrize("hide", [True, False])

@@ -183,7 +183,7 @@ class StaleRevision(BadInput, code="stale_revision", status=412):
 
 
 class PreconditionMissing(BadInput, code="precondition_missing", status=428):
-    """If-Match is missing: it has the ETag of the transcript that the change was made on"""
+    """If-Match is missing; send the ETag of the transcript that you have changed"""
 
 
 class JobStillRunning(BadInput, code="still_under_way", status=504):
@@ -425,7 +425,7 @@ class AnswerRejected(Transient, code="answer_rejected"):
 
 
 class EnhancementFailed(StenoError, code="enhancement_failed", status=502):
-    """The language model gave no usable answer to any of {count} request(s). The last: {reason}"""
+    """The language model answered none of {count} request(s) usably; the last error: {reason}"""
 
 
 # --- errors of a client of the gateway -----------------------------------------------------

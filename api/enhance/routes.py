@@ -325,7 +325,7 @@ def _result(found: FoundEnhancement, *tasks: Task) -> dict[str, Any]:
         NotReady, Conflict: it has no result.
     """
     if found.options.task not in tasks:
-        needed = " or ".join(f"an enhancement with task={task}" for task in tasks)
+        needed = f"to be {' or '.join(tasks)}"
         raise OptionConflict(field="task", value=found.options.task, needed=needed)
     result = None if found.row is None else found.row.result
     if result is None:

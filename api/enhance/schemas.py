@@ -6,13 +6,20 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
-from api.http.fields import Note, OneLine, Prose, RequestDocument, Word
+from api.http.fields import Names, Note, OneLine, Prose, RequestDocument, Word
 from api.http.pagination import NextCursor
 from common.domain.enhancement import MAX_PROMPT_LENGTH
 from common.domain.enhancing.tasks import Task
 from common.domain.job import JobStatus
+
+
+def _all_or_some(value: object) -> object:
+    if value != "all" and not (value and isinstance(value, list)):
+        raise ValueError("all, or a list of indexes")
+    return value
+
 
 TaskName = Annotated[Task, Word]
 
@@ -33,7 +40,7 @@ class NewEnhancement(RequestDocument):
     """What to do, of the task prompt."""
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     """A JSON schema that the answer to your prompt must meet; by default the answer is a text."""
-    glossaries: Prose | None = None
+    glossaries: Annotated[Prose, Names] | None = None
     """The names of glossaries, separated by commas, whose words are to be written right; by default
     those of the job. none: none."""
     webhook_url: Annotated[str, Field(max_length=2000)] | None = None
@@ -116,7 +123,9 @@ class EnhancementPage(BaseModel):
 class Acceptance(RequestDocument):
     """Which proposals to apply to the transcript."""
 
-    edits: Literal["all"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    edits: Annotated[
+        list[Annotated[int, Field(ge=0)]] | Literal["all"], BeforeValidator(_all_or_some)
+    ]
     """all, or their indexes in `edits` of correct, or in `segments` of punctuate."""
     note: Note | None = None
     """Why: it is kept with the revision."""

@@ -90,6 +90,12 @@ def _lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
+def _joined(value: object) -> object:
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ",".join(value)
+    return value
+
+
 def _seconds(ms: int | None) -> float | None:
     return None if ms is None else ms / 1000
 
@@ -122,6 +128,8 @@ Omittable = Annotated[T | SkipJsonSchema[None], Field(json_schema_extra=_without
 """A field that may be left out, and is None then; null is not documented."""
 Word = BeforeValidator(_lower)
 """A name, in any case."""
+Names = BeforeValidator(_joined)
+"""Names separated by commas, as a form sends them; JSON may have a list of them."""
 Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
 Name = Annotated[
     str, Field(max_length=200), AfterValidator(_no_control), AfterValidator(_no_direction)

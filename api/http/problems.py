@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -61,13 +62,14 @@ PUBLIC_ERRORS = BadInput | Transient | ModerationOff | ModerationUnusable | Reco
 """Errors whose messages clients may see; any other is reported as an internal error."""
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
+_TIME = "a time with its zone, such as 2026-01-31T00:00:00Z"
 _LIMITS = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "string_too_long": "at most {max_length} characters long",
     "string_too_short": "at least {min_length} characters long",
-    "too_long": "at most {max_length} items long",
-    "too_short": "at least {min_length} items long",
+    "too_long": "at most {max_length} items",
+    "too_short": "at least {min_length} items",
     "finite_number": "a finite number",
     "string_type": "text",
     "list_type": "a list",
@@ -83,8 +85,14 @@ _LIMITS = {
     "float_parsing": "a number",
     "uuid_parsing": "a UUID",
     "uuid_type": "a UUID",
+    "datetime_type": _TIME,
+    "datetime_parsing": _TIME,
+    "datetime_from_date_parsing": _TIME,
+    "datetime_object_invalid": _TIME,
+    "timezone_aware": _TIME,
 }
 """Pydantic's kinds of error, as the end of "... must be"."""
+_ONE = re.compile(r"\b1 (character|item)s\b")
 
 
 class ProblemDocument(BaseModel):
@@ -176,9 +184,16 @@ def validation_error(
     ``sent`` is what was validated; ``known`` has its fields, to suggest one for an unknown name.
     """
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
-    field = _field(error["loc"], sent, missing=kind == "missing")
-    if kind == "missing":
+    place = error["loc"]
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        place = (*place, context["discriminator"].strip("'"))
+    is_missing = kind in {"missing", "union_tag_not_found"}
+    field = _field(place, sent, missing=is_missing)
+    if is_missing:
         return FieldMissing(field=field)
+    if kind == "union_tag_invalid":
+        allowed = context["expected_tags"].replace("'", "")
+        return UnknownOption(field=field, allowed=allowed, value=echoed(context["tag"]))
     if kind == "extra_forbidden":
         return unsupported(field, known)
     if kind in {"literal_error", "enum"}:
@@ -189,7 +204,7 @@ def validation_error(
     limit = _LIMITS.get(kind)
     said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     text = limit.format(**context) if limit else said
-    return OutOfRange(field=field, limit=text, value=echoed(value))
+    return OutOfRange(field=field, limit=_ONE.sub(r"1 \1", text), value=echoed(value))
 
 
 def validated(kind: type[Model], sent: Mapping[str, Any]) -> Model:
@@ -211,11 +226,11 @@ def validated(kind: type[Model], sent: Mapping[str, Any]) -> Model:
 
 
 def _field(place: Sequence[int | str], sent: object, *, missing: bool = False) -> str:
-    """The field of an invalid value: of a parameter its own name, of an item its list's name.
+    """The field of an invalid value: of a parameter its own name.
 
-    A field in an object has the names of both, as in ``consent.by``; one of an item is named with
-    the item, as in ``entries[3].word``. What ``place`` has beside the names in ``sent`` is
-    pydantic's own; the last one of a ``missing`` field is its name.
+    A field in an object has the names of both, as in ``consent.by``; an item and its fields are
+    named with their list, as in ``entries[3].word``. What ``place`` has beside the names in
+    ``sent`` is pydantic's own; the last one of a ``missing`` field is its name.
     """
     if len(place) > 1 and place[0] in {"query", "path", "header"}:
         return str(place[1])
@@ -229,8 +244,8 @@ def _field(place: Sequence[int | str], sent: object, *, missing: bool = False) -
         if isinstance(sent, Mapping):
             sent = sent[name] if is_sent else sent
         elif isinstance(sent, Sequence) and isinstance(name, int) and name < len(sent):
-            sent, item = sent[name], f"[{name}]"
-    return field[:LONGEST_ECHO] or "body"
+            sent, item = sent[name], f"{item}[{name}]"
+    return f"{field}{item}"[:LONGEST_ECHO] or "body"
 
 
 def _fields_of(request: Request, error: Mapping[str, Any]) -> Collection[str]:

@@ -16,7 +16,17 @@ from pydantic import (
     field_validator,
 )
 
-from api.http.fields import Document, Metadata, Name, Number, Prose, RequestDocument, Seconds, Word
+from api.http.fields import (
+    Document,
+    Metadata,
+    Name,
+    Names,
+    Number,
+    Prose,
+    RequestDocument,
+    Seconds,
+    Word,
+)
 from common.db.tables import Kind
 from common.domain.job import JobStatus
 from common.domain.request import Channels
@@ -33,13 +43,6 @@ def _is_given(value: object) -> bool:
     return value is not None
 
 
-def _joined(value: object) -> object:
-    """A list of names as JSON has it, as a form sends it."""
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return ",".join(value)
-    return value
-
-
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
@@ -52,7 +55,9 @@ class UploadOptions(RequestDocument):
 
     language: Annotated[str | None, Word] = Field(None, examples=["vi"])
     """A Whisper code (vi, en, ...) or auto."""
-    languages: Annotated[str, Word, Field(max_length=200)] | None = Field(None, examples=["vi,en"])
+    languages: Annotated[str, Word, Names, Field(max_length=200)] | None = Field(
+        None, examples=["vi,en"]
+    )
     """Several languages that are spoken in the recording, separated by commas: each part is
     transcribed in its own. The first one is taken where none can be detected."""
     priority: Annotated[Literal["high", "normal", "low"], Word] = "normal"
@@ -71,7 +76,7 @@ class UploadOptions(RequestDocument):
     """Text that the decoder takes as the preceding context."""
     hotwords: Prose | None = None
     """Names and terms that are likely to occur, such as Stenopool, Hà Nội."""
-    glossaries: Prose | None = Field(None, examples=["none"])
+    glossaries: Annotated[Prose, Names] | None = Field(None, examples=["none"])
     """The names of glossaries (`POST /api/v1/glossaries`), separated by commas: their words are
     hotwords, and are written right in the text where they say so. By default the tenant's default
     one; none: none."""
@@ -99,7 +104,7 @@ class UploadOptions(RequestDocument):
     review: bool | None = None
     """Whether a person has to approve the text: the job waits in REVIEW, until `POST
     /api/v1/jobs/{job_id}/approve` completes it. By default as the tenant is configured."""
-    enhance: Annotated[str, BeforeValidator(_joined), Field(max_length=200)] | None = Field(
+    enhance: Annotated[str, Names, Field(max_length=200)] | None = Field(
         None, examples=["summary,chapters"]
     )
     """What a language model is to do with the text once the job is COMPLETED, separated by commas:

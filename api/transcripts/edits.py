@@ -53,7 +53,8 @@ class Split(RequestDocument):
     segment: Index
     at: Time | SkipJsonSchema[None] = None
     word: Index | SkipJsonSchema[None] = None
-    """The index, from 0, of the word that the second part begins with."""
+    """The index of a word of the segment, counted from 0: the second part begins with it. So it is
+    at least 1."""
 
     def edit(self) -> editing.Split:
         at_ms = None if self.at is None else milliseconds(self.at)

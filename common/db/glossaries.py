@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from common.db.database import Database
 from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.tables import Replacement, StoredGlossary
-from common.domain.glossary import Entry, Glossary
+from common.domain.glossary import NO_GLOSSARY, Entry, Glossary
 from common.errors import Conflict, NotFound, UnknownOption
 
 MOST_GLOSSARIES = 100
@@ -149,7 +149,7 @@ class Glossaries:
             found = {row.name: row for row in rows}
             for name in names:
                 if name not in found:
-                    known = ", ".join(session.scalars(self._names)) or "none: there are none"
+                    known = ", ".join([NO_GLOSSARY, *session.scalars(self._names)])
                     raise UnknownOption(field="glossaries", allowed=known, value=name)
         return [glossary_of(found[name]) for name in dict.fromkeys(names)]
 

@@ -70,7 +70,7 @@ class Revisions:
             asked = newest if number is None else number
             row = session.get(TranscriptRevision, (job_id, asked))
             if row is None:
-                raise NotFound(what=f"revision of job {job_id}", value=asked)
+                raise NotFound(what="revision", value=asked)
             refining = None
             if asked == newest:
                 of_job = (Step.job_id == job_id, Step.kind == StepKind.REFINE)

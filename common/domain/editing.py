@@ -254,7 +254,9 @@ class _Draft:
         if edit.word is None and edit.at_ms is None:
             raise FieldMissing(field=f"{field}.at or {field}.word")
         if edit.word is not None and edit.at_ms is not None:
-            raise OptionConflict(field=f"{field}.word", value=edit.word, needed="at left out")
+            raise OptionConflict(
+                field=f"{field}.word", value=edit.word, needed="an edit without at"
+            )
         if len(words) < 2:
             limit = "a segment of at least two words"
             raise OutOfRange(field=f"{field}.segment", limit=limit, value=edit.segment)
@@ -315,8 +317,8 @@ class _Draft:
         span = self._span(field, edit.start_ms, edit.end_ms, Span(0, 0))
         text = _one_line(f"{field}.text", edit.text)
         channel = None
+        self._check_speaker(f"{field}.speaker", edit.speaker)
         if edit.speaker is not None:
-            self._check_speaker(f"{field}.speaker", edit.speaker)
             theirs = self._channels[edit.speaker].most_common(1)
             channel = theirs[0][0] if theirs else None
         segment = _with_text(Segment(span, space_before(text), channel=channel), text, span)
@@ -380,9 +382,11 @@ class _Draft:
         return 1 + min(range(len(pauses)), key=lambda it: abs(pauses[it] - 2 * at_ms))
 
     def _check_speaker(self, field: str, speaker: str | None) -> None:
+        if speaker is None:
+            return
         if self._base.diarization is None:
             raise NoSpeakers
-        if speaker is not None and speaker not in self._known:
+        if speaker not in self._known:
             allowed = ", ".join(self._known) or "none: nobody speaks"
             raise UnknownOption(field=field, allowed=allowed, value=speaker[:200])
 

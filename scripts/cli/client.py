@@ -624,6 +624,9 @@ def _facts(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("created", "started", "completed"):
         if state[f"{name}_at"]:
             yield name, local_time(state[f"{name}_at"])
+    for it in state.get("enhancements", ()):
+        place = f"/api/v1/enhanced-ai/{it['enhanced_job_id']}"
+        yield "enhanced", f"{it['task']} {it['status']}, at {place}"
     if state["error_message"]:
         yield "error", state["error_message"]
     for code in state["warnings"]:

@@ -152,7 +152,7 @@ def test_a_translation_is_downloaded_as_subtitles_with_the_same_times(
     assert len(api.ask("GET", path, params={"format": "txt"}).text.splitlines()) == 3
     summary = ended(api, enhance(api, job_id, "chapters")["enhanced_job_id"])
     refused = api.get(f"enhanced-ai/{summary['enhanced_job_id']}/download", 422)
-    assert "task=chapters needs" in refused["detail"]
+    assert refused["detail"] == "task=chapters needs to be translate or punctuate"
 
 
 @pytest.mark.usefixtures("workers")
@@ -164,6 +164,12 @@ def test_proposals_become_a_revision_when_a_person_applies_them(api: Api, job_id
     path = f"enhanced-ai/{made['enhanced_job_id']}/apply"
     api.ask("POST", path, 428, json={"edits": "all"})
     at_first = {"If-Match": '"1"'}
+    bad: list[Any] = ["al", [], {}, None]
+    for wrong in bad:
+        refused = api.ask("POST", path, 422, json={"edits": wrong}, headers=at_first).json()
+        assert refused["detail"].startswith("edits must be all, or a list of indexes; got")
+    refused = api.ask("POST", path, 422, json={"edits": [0, "x"]}, headers=at_first).json()
+    assert refused["detail"] == "edits[1] must be a whole number; got 'x'"
     assert "below 1" in api.ask("POST", path, 422, json={"edits": [1]}, headers=at_first).text
     applied = api.ask("POST", path, json={"edits": [0]}, headers=at_first).json()
     assert (applied["revision"], applied["origin"]) == (2, Origin.PROPOSAL)

@@ -117,7 +117,11 @@ def test_a_tenant_has_a_hundred_glossaries_at_most(api: Api) -> None:
         ({"entries": [{"word": "a\u0000b"}]}, "entries[0].word", "control characters"),
         ({"entries": [{"instead_of": ["x"]}]}, "entries[0].word", "is missing"),
         ({"entries": [{"word": "x", "instead_of": ["y"] * 21}]}, "entries[0].instead_of", "20"),
-        ({"entries": [{"word": "x", "instead_of": [""]}]}, "entries[0].instead_of", "at least 1"),
+        (
+            {"entries": [{"word": "x", "instead_of": [""]}]},
+            "entries[0].instead_of[0]",
+            "at least 1",
+        ),
         ({"entries": [{"word": "x", "instead": []}]}, "entries[0].instead", "not supported"),
         ({"words": []}, "words", "not supported"),
     ],
@@ -166,7 +170,7 @@ def test_every_front_takes_names(api: Api) -> None:
     sent = api.ask("POST", "upload", data=form, files=speech).json()
     assert options_of(api, sent["job_id"]).decoding.hotwords == "Nguyễn Văn An"
     refused = api.ask("POST", "upload", 422, data=form | {"glossaries": "x"}, files=speech)
-    assert "glossaries must be one of board; got 'x'" in refused.json()["detail"]
+    assert "glossaries must be one of none, board; got 'x'" in refused.json()["detail"]
     asr = api.http.post("/asr", params={"glossaries": "y"}, files={"audio_file": speech["file"]})
     assert asr.status_code == 422
     assert "board" in asr.text
@@ -188,10 +192,21 @@ def test_a_default_glossary_is_for_jobs_that_name_none(api: Api) -> None:
     assert options_of(api, detected).decoding.hotwords == "Nguyễn Văn An"
 
 
+def test_json_may_have_a_list_of_names(api: Api) -> None:
+    create(api)
+    create(api, name="staff", entries=[{"word": "Lan"}])
+    made = job(api, language=None, languages=["vi", "en"], glossaries=["staff", "board"])
+    options = options_of(api, made["job_id"])
+    assert options.languages == ("vi", "en")
+    assert [it.name for it in options.glossaries] == ["staff", "board"]
+    problem = job(api, 422, glossaries=["board", 5])
+    assert problem["field"] == "glossaries"
+
+
 def test_glossaries_that_a_job_cannot_use_are_named(api: Api) -> None:
     create(api, language="vi")
     unknown = job(api, 422, glossaries="board,stuff")
-    assert unknown["detail"] == "glossaries must be one of board; got 'stuff'"
+    assert unknown["detail"] == "glossaries must be one of none, board; got 'stuff'"
     other = job(api, 422, language="en", glossaries="board")
     assert other["detail"] == "glossaries=board needs language=vi or auto"
     many = job(api, 422, glossaries=",".join(f"g{number}" for number in range(11)))
@@ -215,7 +230,8 @@ def test_words_without_room_are_left_out(api: Api) -> None:
 def test_names_are_those_of_the_tenant(api: Api) -> None:
     others = Glossaries(api.database, "another")
     made = others.create(Glossary("theirs", (Entry("Lan"),)), default=True)
-    assert "none: there are none" in job(api, 422, glossaries="theirs")["detail"]
+    problem = job(api, 422, glossaries="theirs")
+    assert problem["detail"] == "glossaries must be one of none; got 'theirs'"
     assert options_of(api, job(api)["job_id"]).glossaries == ()
     api.get(f"glossaries/{made.id}", 404)
     with pytest.raises(NotFound):

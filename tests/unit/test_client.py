@@ -231,6 +231,15 @@ def test_status_shows_why_a_job_failed(server: ScriptedGateway, job_id: str) -> 
     assert "error      it is no audio" in run(server, "status", job_id).stdout
 
 
+def test_status_shows_what_a_language_model_makes_of_the_text(
+    server: ScriptedGateway, job_id: str
+) -> None:
+    made = {"enhanced_job_id": "7a", "task": "summary", "status": "COMPLETED"}
+    server.jobs[job_id].states[:] = [{**DONE, "enhancements": [made]}]
+    shown = run(server, "status", job_id).stdout
+    assert "enhanced   summary COMPLETED, at /api/v1/enhanced-ai/7a" in shown
+
+
 def test_status_shows_warnings_in_words(server: ScriptedGateway, job_id: str) -> None:
     server.jobs[job_id].states[:] = [DONE]
     server.jobs[job_id].warnings = ["no_speech", "something_new"]

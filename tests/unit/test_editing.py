@@ -383,6 +383,12 @@ def test_a_segment_that_changes_hands_often_ends_with_the_last_one() -> None:
     assert gone.diarization == once.diarization
 
 
+def test_nobody_is_the_speaker_where_there_are_none() -> None:
+    """Clients send a segment back as they read it."""
+    found = edited(talk(segment("a b", 0)), Replace(0, text="a c", speaker=None))
+    assert (found.text, found.segments[0].speaker) == ("a c", None)
+
+
 def test_who_speaks_as_well_keeps_their_turn_and_the_flag_says_so() -> None:
     both = Diarization(
         (Turn(Span(0, 1_000), A), Turn(Span(200, 900), B), Turn(Span(5_000, 6_000), C))
@@ -513,7 +519,7 @@ BLANK = (
             "edits[1].last must be at most 0.75, where the segment of edits[0] starts; got 1.3",
         ),
         ([Split(0)], FieldMissing, "edits[0].at or edits[0].word is missing"),
-        ([Split(0, 300, 1)], OptionConflict, "edits[0].word=1 needs at left out"),
+        ([Split(0, 300, 1)], OptionConflict, "edits[0].word=1 needs an edit without at"),
         ([Split(0, word=2)], OutOfRange, "edits[0].word must be from 1 to 1; got 2"),
         ([Split(0, word=0)], OutOfRange, "edits[0].word must be from 1 to 1; got 0"),
         (

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from api.http.fields import OneLine
 from api.http.problems import install, validated
 from api.jobs.schemas import UploadOptions
 from api.streams.options import StreamOptions
+from api.transcripts.edits import Edits
 from api.transcripts.speakers import Changes
 from api.voices.schemas import NewVoice, VoiceChange
 from common.errors import OutOfRange, Unsupported
@@ -51,6 +52,19 @@ class Lists(BaseModel):
     items: list[VoiceChange | int] = Field(max_length=2)
 
 
+class Texts(BaseModel):
+    items: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+
+
+class Moment(BaseModel):
+    at: AwareDatetime
+
+
+EDIT = {"op": "delete", "segment": 0}
+MOVE = "edits[1].op must be one of replace, split, join, delete, insert; got 'move'"
+TIME = "a time with its zone, such as 2026-01-31T00:00:00Z"
+
+
 @pytest.mark.parametrize(
     ("kind", "sent", "field", "detail"),
     [
@@ -70,15 +84,23 @@ class Lists(BaseModel):
         ),
         (Changes, {"body": ""}, "body", "body must be not empty"),
         (Changes, [], "body", "body must be an object; got '[]'"),
-        (Changes, {str(each): "x" for each in range(101)}, "body", "at most 100 items long"),
+        (Changes, {str(each): "x" for each in range(101)}, "body", "at most 100 items; got"),
         (NewVoice, VOICE | {"consent": "yes"}, "consent", "consent must be an object; got 'yes'"),
         (NewVoice, VOICE | {"consent": {}}, "consent.by", "consent.by is missing"),
         (NewVoice, VOICE | {"consent": {"by": ""}}, "consent.by", "consent.by must be not empty"),
         (NewVoice, {"name": "Lan"}, "job_id", "job_id is missing"),
         (Lists, {"items": [1, {"name": ""}]}, "items[1].name", "items[1].name must be not empty"),
-        (Lists, {"items": ["a"]}, "items", "items must be an object; got 'a'"),
+        (Lists, {"items": ["a"]}, "items[0]", "items[0] must be an object; got 'a'"),
         (Lists, {"items": "ab"}, "items", "items must be a list; got 'ab'"),
-        (Lists, {"items": [1, 2, 3]}, "items", "items must be at most 2 items long"),
+        (Texts, {"items": []}, "items", "items must be at least 1 item; got '[]'"),
+        (Texts, {"items": ["a", ""]}, "items[1]", "items[1] must be at least 1 character long;"),
+        (Edits, {"edits": [EDIT, {"op": "move"}]}, "edits[1].op", MOVE),
+        (Edits, {"edits": [EDIT, {"segment": 1}]}, "edits[1].op", "edits[1].op is missing"),
+        (Edits, {"edits": [EDIT, "x"]}, "edits[1]", "edits[1] must be an object; got 'x'"),
+        (Moment, {"at": "yesterday"}, "at", f"at must be {TIME}; got 'yesterday'"),
+        (Moment, {"at": "2026-13-01T00:00:00Z"}, "at", f"at must be {TIME}; got '2026-13-01T"),
+        (Moment, {"at": "2026-11-30"}, "at", f"at must be {TIME}; got '2026-11-30'"),
+        (Lists, {"items": [1, 2, 3]}, "items", "items must be at most 2 items; got"),
     ],
 )
 def test_a_wrong_field_is_named_as_it_was_sent(

@@ -72,6 +72,7 @@ _LIMITS = {
     "too_short": "at least {min_length} items",
     "finite_number": "a finite number",
     "string_type": "text",
+    "string_unicode": "text without lone surrogates",
     "list_type": "a list",
     "dict_type": "an object",
     "model_type": "an object",

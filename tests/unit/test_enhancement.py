@@ -640,6 +640,18 @@ def nested(depth: int) -> dict[str, Any]:
     return {"type": "object", **schema}
 
 
+def _nested(levels: int) -> Any:
+    value: Any = "x"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def _large_once_inlined() -> dict[str, Any]:
+    references = [{"$ref": "#/$defs/a"}] * 300
+    return {"type": "object", "anyOf": references, "$defs": {"a": {"const": "x" * 5_000}}}
+
+
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
@@ -666,6 +678,9 @@ def nested(depth: int) -> dict[str, Any]:
         ({"type": "object", "minProperties": -1}, "no JSON schema at minProperties"),
         ({"type": "object", "anyOf": "x"}, "no JSON schema at anyOf"),
         ({"type": "object", "title": "x" * MAX_SCHEMA_BYTES}, "bytes"),
+        ({"type": "object", "const": _nested(21)}, "more than 2000 values, or 20 levels"),
+        ({"type": "object", "properties": {"a": {"enum": [_nested(300)]}}}, "20 levels"),
+        (_large_once_inlined(), "bytes with its references replaced, and 64000 are allowed"),
         ({"type": "object", "title": float("nan")}, "not JSON"),
         ({"type": "object", "title": "\ud800"}, "not JSON"),
         (bomb(), "values"),
@@ -677,6 +692,20 @@ def test_a_schema_that_costs_or_reaches_too_much_is_rejected(
 ) -> None:
     with pytest.raises(SchemaRefused, match=reason):
         checked_schema(schema)
+
+
+def test_a_schema_may_have_values_as_deep_as_itself() -> None:
+    schema = {"type": "object", "properties": {"a": {"const": _nested(20)}}}
+    assert checked_schema(schema) == schema
+
+
+def test_an_answer_that_is_too_deep_is_rejected() -> None:
+    work = work_on(Task.PROMPT, schema={"type": "object"})
+    deep = json.dumps({"a": _nested(31)})
+    assert parse_part(work, TWO, deep) == {"answer": {"a": _nested(31)}}
+    for levels in (32, 300, 900):
+        with pytest.raises(AnswerRejected, match="it has more than 32 levels"):
+            parse_part(work, TWO, json.dumps({"a": _nested(levels)}))
 
 
 def test_no_reference_is_left_in_any_schema() -> None:

@@ -130,6 +130,11 @@ def test_a_name_cannot_change_the_direction_of_what_follows(letter: str) -> None
         validated(Named, {"name": f"Lan{letter}"})
 
 
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(OutOfRange, match="name must be text without lone surrogates"):
+        validated(Named, {"name": "\ud800"})
+
+
 @pytest.mark.parametrize("name", ["Trần Thị Lan", "لان", "Zoë 🙂"])
 def test_a_name_may_be_in_any_alphabet(name: str) -> None:
     assert validated(Named, {"name": name}).name == name

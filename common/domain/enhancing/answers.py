@@ -14,6 +14,11 @@ MAX_SCHEMA_BYTES = 16_000
 MAX_SCHEMA_PARTS = 2_000
 """The values in a schema, after all its references are replaced."""
 MAX_SCHEMA_DEPTH = 20
+MAX_INLINED_BYTES = 64_000
+"""Of a schema, after that: a reference may stand for much."""
+MAX_ANSWER_DEPTH = 32
+"""Lists and objects in an answer, one in another: code that reads or writes JSON fails at some
+greater depth."""
 
 Schema = Mapping[str, Any]
 
@@ -70,11 +75,26 @@ def read_answer(text: str, schema: Schema) -> Any:
         raise AnswerRejected(reason="it is not JSON") from None
     if not is_storable(written):
         raise AnswerRejected(reason="it has characters that are no text")
+    if is_deeper(value, MAX_ANSWER_DEPTH):
+        raise AnswerRejected(reason=f"it has more than {MAX_ANSWER_DEPTH} levels")
     broken = best_match(Draft202012Validator(schema).iter_errors(value))
     if broken is not None:
         rule = "/".join(str(step) for step in broken.absolute_schema_path)
         raise AnswerRejected(reason=f"it breaks the schema at {rule}")
     return value
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects in ``value`` are one in another, more than ``levels`` of them."""
+    inside = [value]
+    for _ in range(levels + 1):
+        inside = [
+            each
+            for it in inside
+            if isinstance(it, list | Mapping)
+            for each in (it.values() if isinstance(it, Mapping) else it)
+        ]
+    return bool(inside)
 
 
 def one_line(text: str) -> str:
@@ -111,6 +131,13 @@ def checked_schema(schema: Mapping[str, Any], field: str = "schema") -> dict[str
             field=field, reason=f"it has {size} bytes, and {MAX_SCHEMA_BYTES} are allowed"
         )
     inlined = _Inliner(schema, field).inlined(schema, ())
+    size = len(json.dumps(inlined, ensure_ascii=False).encode())
+    if size > MAX_INLINED_BYTES:
+        raise SchemaRefused(
+            field=field,
+            reason=f"it has {size} bytes with its references replaced, and {MAX_INLINED_BYTES} are"
+            " allowed",
+        )
     if not isinstance(inlined, dict) or inlined.get("type") != "object":
         raise SchemaRefused(field=field, reason='its "type" must be "object"')
     try:
@@ -133,9 +160,7 @@ class _Inliner:
         """``schema`` without references; ``within`` are those that are being replaced."""
         self._parts += 1
         if self._parts > MAX_SCHEMA_PARTS or depth > MAX_SCHEMA_DEPTH:
-            raise self._refused(
-                f"it has more than {MAX_SCHEMA_PARTS} values, or {MAX_SCHEMA_DEPTH} levels"
-            )
+            raise self._too_large()
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, Mapping):
@@ -153,6 +178,8 @@ class _Inliner:
 
     def _value(self, key: str, value: Any, within: tuple[str, ...], depth: int) -> Any:
         if key in _LITERAL or isinstance(value, str | int | float):
+            if is_deeper(value, MAX_SCHEMA_DEPTH):
+                raise self._too_large()
             return value
         if key == "properties" and isinstance(value, Mapping):
             return {name: self.inlined(each, within, depth) for name, each in value.items()}
@@ -170,6 +197,10 @@ class _Inliner:
         if found[2] in within:
             raise self._refused(f"{found[2][:50]!r} refers to itself")
         return self.inlined(definitions[found[2]], (*within, found[2]), depth + 1)
+
+    def _too_large(self) -> SchemaRefused:
+        limit = f"{MAX_SCHEMA_PARTS} values, or {MAX_SCHEMA_DEPTH} levels"
+        return self._refused(f"it has more than {limit}")
 
     def _refused(self, reason: str) -> SchemaRefused:
         return SchemaRefused(field=self._field, reason=reason)

@@ -204,10 +204,13 @@ async def download(
         found.snapshot.duration_ms or 0,
         tuple(map(_segment, result["segments"])),
     )
+    # Players look for this name beside a video.
+    is_translated = found.options.task is Task.TRANSLATE
+    ending = f"{found.options.language}.{format}" if is_translated else format
     return Response(
         write(format, transcript),
         media_type=MEDIA_TYPES[format],
-        headers={"Content-Disposition": attachment(found.snapshot.filename, format)},
+        headers={"Content-Disposition": attachment(found.snapshot.filename, ending)},
     )
 
 

@@ -145,7 +145,9 @@ def test_a_translation_is_downloaded_as_subtitles_with_the_same_times(
 ) -> None:
     made = ended(api, enhance(api, job_id, "translate", language="en")["enhanced_job_id"])
     path = f"enhanced-ai/{made['enhanced_job_id']}/download"
-    assert api.ask("GET", path).text.startswith(
+    downloaded = api.ask("GET", path)
+    assert 'filename="talk.en.srt"' in downloaded.headers["Content-Disposition"]
+    assert downloaded.text.startswith(
         "1\n00:00:00,000 --> 00:00:04,000\nlan gọi minh\n\n2\n00:00:04,000 --> 00:00:08,000\n"
     )
     assert api.ask("GET", path, params={"format": "vtt"}).text.startswith("WEBVTT")

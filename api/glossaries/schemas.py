@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from api.http.fields import Document, RequestDocument, Word
+from api.http.fields import Document, NoDirection, RequestDocument, Word
 from api.http.pagination import NextCursor
 from common.domain.glossary import (
     LONGEST_WORD,
@@ -19,7 +19,6 @@ from common.domain.glossary import (
     Entry,
     Glossary,
     cleaned,
-    is_written,
 )
 from common.domain.languages import LANGUAGES
 
@@ -31,14 +30,14 @@ def _clean(value: object) -> object:
 
 
 def _without_controls(text: str) -> str:
-    # Those of category Cf stay: Persian and Hindi words need them. Cs: halves of a character.
+    # Most of category Cf stay: Persian and Hindi words need them. Cs: halves of a character.
     if any(category(letter) in ("Cc", "Cs") for letter in text):
         raise ValueError("text without control characters")
     return text
 
 
 def _with_letters(text: str) -> str:
-    if not any(map(is_written, text)):
+    if not any(category(letter)[0] in "LN" for letter in text):
         raise ValueError("text with a letter or a digit")
     return text
 
@@ -66,6 +65,7 @@ Spelling = Annotated[
     Field(min_length=1, max_length=LONGEST_WORD),
     BeforeValidator(_clean),
     AfterValidator(_without_controls),
+    NoDirection,
     AfterValidator(_with_letters),
 ]
 GlossaryName = Annotated[
@@ -73,6 +73,7 @@ GlossaryName = Annotated[
     Field(min_length=1, max_length=LONGEST_NAME),
     BeforeValidator(_clean),
     AfterValidator(_without_controls),
+    NoDirection,
     AfterValidator(_without_commas),
     AfterValidator(_not_none),
 ]

@@ -131,9 +131,9 @@ Word = BeforeValidator(_lower)
 Names = BeforeValidator(_joined)
 """Names separated by commas, as a form sends them; JSON may have a list of them."""
 Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
-Name = Annotated[
-    str, Field(max_length=200), AfterValidator(_no_control), AfterValidator(_no_direction)
-]
+NoDirection = AfterValidator(_no_direction)
+"""Text whose characters are shown in their order."""
+Name = Annotated[str, Field(max_length=200), AfterValidator(_no_control), NoDirection]
 OneLine = Annotated[Name, AfterValidator(_one_line)]
 """A name that is not blank; spaces and line breaks become one space."""
 Note = Annotated[

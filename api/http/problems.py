@@ -185,6 +185,8 @@ def validation_error(
     ``sent`` is what was validated; ``known`` has its fields, to suggest one for an unknown name.
     """
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
+    if kind in {"too_long", "too_short"} and isinstance(value, str):  # of a union with a text
+        kind = f"string_{kind}"
     place = error["loc"]
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
         place = (*place, context["discriminator"].strip("'"))

@@ -197,9 +197,18 @@ class _Phrases:
         core = text[len(head) : len(text) - len(tail)]
         for phrase, word in self._known.get(_folded(core), ()):
             before, after = _around(phrase)
-            if head.endswith(before) and tail.startswith(after):
-                kept = head.removesuffix(before), tail.removeprefix(after)
-                yield _Found(first, last, core, word, *kept)
+            # Punctuation of a phrase may stand alone, as in "Yahoo !".
+            start, end = first - before.count(" "), last + after.count(" ")
+            if start < 0 or end > len(tokens):
+                continue
+            left, right = tokens[start:first], tokens[last:end]
+            if any(it.tail != it.text for it in (*left, *right)):
+                continue
+            all_head = " ".join([*(it.text for it in left), head])
+            all_tail = " ".join([tail, *(it.text for it in right)])
+            if all_head.endswith(before) and all_tail.startswith(after):
+                kept = all_head.removesuffix(before), all_tail.removeprefix(after)
+                yield _Found(start, end, core, word, *kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,10 +366,11 @@ def _length(words: Iterable[Word]) -> int:
 
 
 def _capitalised(word: str) -> str:
-    """With a capital at its start, if it is all in small letters."""
-    core = _around(word)[0]
-    at = len(core)
-    return f"{core}{word[at : at + 1].upper()}{word[at + 1 :]}" if word == word.lower() else word
+    """With a capital at its start, if it is all in small letters, and then still the same word."""
+    at = len(_around(word)[0])
+    capital = normalize("NFC", f"{word[:at]}{word[at : at + 1].upper()}{word[at + 1 :]}")
+    is_same = word == word.lower() and _folded(capital) == _folded(word)
+    return capital if is_same else word
 
 
 def _folded(text: str) -> str:
@@ -393,7 +403,8 @@ def replacements(old: str, new: str) -> list[tuple[str, str]]:
 
     Each has 1 to `LONGEST_CHANGE` words without punctuation around them. Changes of punctuation do
     not count; changes of case only where a capital was added within a sentence, as to a name.
-    Nothing is looked for in texts of more than `MOST_COMPARED` words.
+    What has a comma, which no glossary takes, does not count either. Nothing is looked for in texts
+    of more than `MOST_COMPARED` words.
     """
     before, after = _spoken(old), _spoken(new)
     if max(len(before), len(after)) > MOST_COMPARED:
@@ -407,7 +418,7 @@ def replacements(old: str, new: str) -> list[tuple[str, str]]:
         if not (gone and come) or max(len(gone), len(come)) > LONGEST_CHANGE:
             continue
         was, now = (" ".join(word for word, _ in words) for words in (gone, come))
-        if max(len(was), len(now)) > LONGEST_WORD:
+        if max(len(was), len(now)) > LONGEST_WORD or "," in now:  # no glossary takes these
             continue
         if _folded(was) == _folded(now) and (come[0][1] or not _gains_capital(was, now)):
             continue

@@ -92,6 +92,35 @@ def test_what_is_right_is_no_part_of_another_spelling() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("ask yahoo", "ask Yahoo !"),
+        ("ask yahoo.", "ask Yahoo !."),
+        ("ask Yahoo !", "ask Yahoo !"),
+        ("ask Yahoo !!", "ask Yahoo !!"),
+        ("ask yahoo !", "ask Yahoo ! !"),
+        ("a", "( a a ("),
+        ("( a a (", "( a a ("),
+        ("x y", "z"),
+        ("x y !", "z !"),
+    ],
+)
+def test_punctuation_of_a_word_may_stand_alone(text: str, expected: str) -> None:
+    """It is found again, so that the word is not written into itself again and again."""
+    entries = [Entry("Yahoo !", ("yahoo",)), Entry("( a a (", ("a",)), Entry("z", ("x y",))]
+    assert written(text, *entries) == expected
+    assert written(expected, *entries) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"), [("ΐx", "\u03aa\u0301x"), ("\u0131x", "\u0131x"), ("ßx", "SSx")]
+)
+def test_a_capital_does_not_make_another_word(word: str, expected: str) -> None:
+    assert written("Q", Entry(f"{word} y", ("q",))).split()[0] == expected
+    assert written(f"{expected} y", Entry(f"{word} y", ("q", word))) == f"{expected} y"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         ("Khach san đẹp", "Khách sạn đẹp"),
         ("ở khach san đẹp", "ở khách sạn đẹp"),
         ("Iphone mới", "iPhone mới"),
@@ -160,13 +189,18 @@ def test_marks_stay_at_their_text() -> None:
     ]
 
 
-syllables = st.sampled_from(["a", "b", "A", "B", "c", "à"])
-phrases = st.lists(syllables, min_size=1, max_size=3).map(" ".join)
+syllables = st.sampled_from(["a", "b", "A", "B", "c", "à", "\u0131", "ΐ"])
+signs = st.sampled_from(["!", "(", "- ("])
+phrases = st.one_of(
+    st.lists(syllables, min_size=1, max_size=3).map(" ".join),
+    st.builds("{} {}".format, syllables, signs),
+    st.builds("{} {} {}".format, signs, syllables, syllables),
+)
 glossaries = st.lists(
     st.builds(Entry, phrases, st.lists(phrases, max_size=3).map(tuple)), max_size=5
 )
 tokens = st.lists(
-    st.builds(str.__add__, syllables, st.sampled_from(["", "", "", ",", "."])), max_size=12
+    st.builds(str.__add__, syllables, st.sampled_from(["", "", "", ",", ".", " !"])), max_size=12
 )
 
 
@@ -253,6 +287,7 @@ def test_the_first_words_that_fit_are_taken() -> None:
         ("", "", []),
         ("a b c d e f", "g h i j k l", []),
         ("Lam nói. Lam đi", "Lan nói. Lan đi", [("lam", "Lan")]),
+        ("2.5 đồng", "2,5 đồng", []),
     ],
 )
 def test_replaced_words_are_found(old: str, new: str, expected: list[tuple[str, str]]) -> None:

@@ -56,6 +56,10 @@ class Texts(BaseModel):
     items: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
 
 
+class Either(BaseModel):
+    text: str | None = Field(max_length=2)
+
+
 class Moment(BaseModel):
     at: AwareDatetime
 
@@ -97,6 +101,7 @@ TIME = "a time with its zone, such as 2026-01-31T00:00:00Z"
         (Edits, {"edits": [EDIT, {"op": "move"}]}, "edits[1].op", MOVE),
         (Edits, {"edits": [EDIT, {"segment": 1}]}, "edits[1].op", "edits[1].op is missing"),
         (Edits, {"edits": [EDIT, "x"]}, "edits[1]", "edits[1] must be an object; got 'x'"),
+        (Either, {"text": "abc"}, "text", "text must be at most 2 characters long; got 'abc'"),
         (Moment, {"at": "yesterday"}, "at", f"at must be {TIME}; got 'yesterday'"),
         (Moment, {"at": "2026-13-01T00:00:00Z"}, "at", f"at must be {TIME}; got '2026-13-01T"),
         (Moment, {"at": "2026-11-30"}, "at", f"at must be {TIME}; got '2026-11-30'"),

@@ -73,6 +73,29 @@ def refined(api: Api, job_id: UUID) -> None:
     wait_until(lambda: api.get(f"jobs/{job_id}/transcript")["refinement"] in {"done", "failed"})
 
 
+def test_an_upload_asks_for_enhancements_that_begin_when_it_is_completed(api: Api) -> None:
+    wav = ("talk.wav", b"RIFF", "audio/wav")
+    for value, named in (("poem", "enhance"), ("translate", "enhance")):
+        answer = api.ask("POST", "upload", 422, data={"enhance": value}, files={"file": wav})
+        assert named in answer.json()["detail"]
+    body = {"enhance": ["summary", "chapters"], "metadata": {"a": 1}}
+    made = api.ask("POST", "jobs", 201, json=body).json()["job_id"]
+    with api.database.transaction() as session:
+        options = session.get_one(Job, UUID(made)).options
+    assert [it["task"] for it in options["enhance"]] == ["summary", "chapters"]
+    with api.database.transaction() as session:  # as another one, which a worker completes
+        enhance = options["enhance"]
+        session.delete(session.get_one(Job, UUID(made)))
+    job_id = api.submit(options=Options(enhance=tuple(enhance)))
+    assert api.get(f"status/{job_id}")["enhancements"] == []
+    api.complete()
+    listed = api.get(f"status/{job_id}")["enhancements"]
+    assert [(it["task"], it["status"]) for it in listed] == [
+        ("summary", "PENDING"),
+        ("chapters", "PENDING"),
+    ]
+
+
 def test_enhancements_are_listed_filtered_cancelled_retried_and_deleted(
     api: Api, job_id: UUID
 ) -> None:
@@ -304,29 +327,6 @@ def test_only_a_transcript_of_ones_own_is_enhanced(api: Api, job_id: UUID) -> No
     ):
         api.ask(method, f"enhanced-ai/{made}{path}", 404, headers=stranger)
     api.get(f"enhanced-ai/{job_id}", 404)
-
-
-def test_an_upload_asks_for_enhancements_that_begin_when_it_is_completed(api: Api) -> None:
-    wav = ("talk.wav", b"RIFF", "audio/wav")
-    for value, named in (("poem", "enhance"), ("translate", "enhance")):
-        answer = api.ask("POST", "upload", 422, data={"enhance": value}, files={"file": wav})
-        assert named in answer.json()["detail"]
-    body = {"enhance": ["summary", "chapters"], "metadata": {"a": 1}}
-    made = api.ask("POST", "jobs", 201, json=body).json()["job_id"]
-    with api.database.transaction() as session:
-        options = session.get_one(Job, UUID(made)).options
-    assert [it["task"] for it in options["enhance"]] == ["summary", "chapters"]
-    with api.database.transaction() as session:  # as another one, which a worker completes
-        enhance = options["enhance"]
-        session.delete(session.get_one(Job, UUID(made)))
-    job_id = api.submit(options=Options(enhance=tuple(enhance)))
-    assert api.get(f"status/{job_id}")["enhancements"] == []
-    api.complete()
-    listed = api.get(f"status/{job_id}")["enhancements"]
-    assert [(it["task"], it["status"]) for it in listed] == [
-        ("summary", "PENDING"),
-        ("chapters", "PENDING"),
-    ]
 
 
 @pytest.mark.usefixtures("workers", "weights_dir")

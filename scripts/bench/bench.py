@@ -707,6 +707,8 @@ class _Bench(click.Command):
                 from scripts.bench.revisions import revisions as command
             case ["search"]:
                 from scripts.bench.search import search as command
+            case ["enhancing"]:
+                from scripts.bench.enhancing import enhancing as command
             case _:
                 return super().make_context(info_name, args, parent, **extra)
         return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
@@ -735,8 +737,8 @@ def bench(
     reference) a set of short clips; with NAME.transcript.json beside NAME.mp3 a long recording.
 
     `steno bench stream FOLDER` measures live streams, `steno bench speakers FOLDER` diarization,
-    `steno bench revisions FOLDER` edits and reruns, `steno bench search` the search over texts
-    (folders of these names are ./stream and so on).
+    `steno bench revisions FOLDER` edits and reruns, `steno bench search` the search over texts,
+    `steno bench enhancing` the second AI step (folders of these names are ./stream and so on).
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
     require_scorers()

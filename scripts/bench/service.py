@@ -225,6 +225,12 @@ class UnderTest:
         """The workers' engine processes."""
         return [engine.pid for worker in self._workers for engine in worker.children()]
 
+    def kill_worker(self) -> None:
+        """Kill a worker with its engine process, by SIGKILL; the stack starts another."""
+        worker, *_ = self._workers
+        for process in (worker, *worker.children(recursive=True)):
+            process.kill()
+
     def worker_peaks_mb(self) -> dict[int, float]:
         """The peak memory of each worker, by its process's id.
 

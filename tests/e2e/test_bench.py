@@ -20,6 +20,7 @@ from common.weights.store import WeightsStore
 from scripts.bench.bench import OURS, PARTS, Bench, Size
 from scripts.bench.corpus import read_corpus
 from scripts.bench.direct import Way
+from scripts.bench.enhancing import EnhancingBench, EnhancingSize
 from scripts.bench.report import BenchPart
 from scripts.bench.revisions import RevisionsBench, RevisionsSize
 from scripts.bench.search import PAGE, SearchBench, Words, fill
@@ -266,3 +267,28 @@ def test_every_part_of_the_search_is_measured(database_url: str) -> None:
     figures = {figure.name: figure.value for part in parts for figure in part.figures}
     assert figures["passages"] == 500
     assert figures["tables read from end to end"] == 0
+
+
+def test_summaries_by_workers_that_are_killed_are_measured(
+    weights_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bench").mkdir()
+    bench = EnhancingBench(
+        Settings(asr=AsrSettings(models_dir=weights_dir)),
+        tmp_path / "bench",
+        size=EnhancingSize(minutes=20, answer_s=3.0),
+        progress=lambda _: None,
+    )
+
+    (part,) = bench.run()
+
+    assert [it.name for it in part.figures if it.met is False] == []
+    table = part.comparison
+    assert table is not None
+    assert list(table.rows) == ["one worker", "two workers", "two workers, one killed"]
+    for name, (_, parts, once, twice, more, cut, _) in table.rows.items():
+        assert parts.value >= 3
+        assert (once.value + twice.value, more.value) == (parts.value, 0)
+        if name == "two workers, one killed":
+            assert min(twice.value, cut.value) >= 1
+    json.dumps(part.document())

@@ -14,11 +14,11 @@ import numpy as np
 import psutil
 import pytest
 
+from scripts.bench.scripted_chat import ChatScript
 from scripts.stack.running import find_running
 from tests.support.cli import start_steno
 from tests.support.frozen import SENTENCE
 from tests.support.obedient_chat import obedient
-from tests.support.scripted_chat import ChatScript
 from tests.support.service import wait_until, write_wav
 from tests.support.speech import silence, speak
 

@@ -18,11 +18,11 @@ from common.db.tables import Deletion, Job, Step, StoredEnhancement, WebhookDeli
 from common.domain.request import Options
 from common.domain.transcript import Origin
 from common.errors import NotModerated
+from scripts.bench.scripted_chat import ChatScript, Scripted, SeenChat, answer
 from tests.support.api import Api
 from tests.support.frozen import SENTENCE
 from tests.support.gateway import GatewayProcess, StartGateway
 from tests.support.obedient_chat import obedient
-from tests.support.scripted_chat import ChatScript, Scripted, SeenChat, answer
 from tests.support.service import Service, wait_until, write_wav
 from tests.support.speech import speak
 from tests.support.transcripts import completed_job

@@ -23,12 +23,12 @@ from common.domain.enhancing.options import EnhancementOptions
 from common.domain.enhancing.tasks import Task
 from common.domain.pipeline import CHAT_ENGINE, ENHANCEMENT, StepKind
 from common.errors import ChatKeyLocked
+from scripts.bench.scripted_chat import ChatScript, Scripted, SeenChat, answer, error
 from scripts.cli.cli import steno
 from tests.support.api import Api
 from tests.support.factories import make_steps, new_job
 from tests.support.gateway import GatewayProcess, StartGateway
 from tests.support.obedient_chat import obedient
-from tests.support.scripted_chat import ChatScript, Scripted, SeenChat, answer, error
 from tests.support.service import Service, Start, wait_until
 from tests.support.transcripts import completed_job
 

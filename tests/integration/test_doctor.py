@@ -14,11 +14,11 @@ from common.db.migrate import revisions
 from common.db.vault import VOICES, Cipher
 from common.db.voices import NewVoice, Voices
 from common.settings import Settings
+from scripts.bench.scripted_chat import ChatScript, answer
 from scripts.cli.cli import steno
 from scripts.stack.embedded import EmbeddedPostgres, free_port
 from scripts.stack.running import find_running
 from scripts.stack.stack import Stack
-from tests.support.scripted_chat import ChatScript, answer
 from tests.support.service import wait_until
 
 

@@ -22,10 +22,7 @@ from common.domain.pipeline import CHAT_ENGINE, ENHANCEMENT
 from common.errors import AnswerRejected
 from common.redis.events import Events
 from common.redis.queue import connect
-from scripts.stack.embedded import EmbeddedValkey
-from tests.support.factories import TENANT, claim_next, make_steps, new_job
-from tests.support.obedient_chat import INJECTIONS, OBEYED, obedient
-from tests.support.scripted_chat import (
+from scripts.bench.scripted_chat import (
     ChatScript,
     Scripted,
     SeenChat,
@@ -34,6 +31,9 @@ from tests.support.scripted_chat import (
     error,
     written,
 )
+from scripts.stack.embedded import EmbeddedValkey
+from tests.support.factories import TENANT, claim_next, make_steps, new_job
+from tests.support.obedient_chat import INJECTIONS, OBEYED, obedient
 from tests.support.service import Service, Start, engine_process_of, wait_until
 from tests.support.speech import silence
 from tests.support.transcripts import completed_job

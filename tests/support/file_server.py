@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 
-from tests.support.local_server import LocalServer
+from scripts.bench.local_server import LocalServer
 
 
 @dataclass

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from tests.support.scripted_chat import Scripted, SeenChat, answer
+from scripts.bench.scripted_chat import Scripted, SeenChat, answer
 
 ORDERS = re.compile("ignore (all )?your instructions|bỏ qua mọi chỉ dẫn", re.IGNORECASE)
 OBEYED = "HACKED"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 
-from tests.support.local_server import LocalServer
+from scripts.bench.local_server import LocalServer
 
 
 @dataclass(frozen=True, slots=True)

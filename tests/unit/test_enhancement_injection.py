@@ -27,6 +27,7 @@ from common.domain.enhancement import (
 from common.domain.enhancing.answers import one_line
 from common.llm.openai_chat import ChatServer, OpenAIChat
 from common.net.egress import Egress
+from scripts.bench.scripted_chat import ChatScript, answer
 from tests.support.obedient_chat import (
     HIDDEN,
     INJECTIONS,
@@ -35,7 +36,6 @@ from tests.support.obedient_chat import (
     instructions_in,
     obedient,
 )
-from tests.support.scripted_chat import ChatScript, answer
 
 
 def chat_of(server: ChatScript) -> OpenAIChat:

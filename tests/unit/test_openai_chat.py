@@ -30,8 +30,7 @@ from common.llm.chat import Answer
 from common.llm.openai_chat import ChatServer, OpenAIChat, open_chat
 from common.net.egress import Egress
 from common.settings import EgressSettings, EnhancedAiSettings, Settings
-from tests.support.programs import run_python
-from tests.support.scripted_chat import (
+from scripts.bench.scripted_chat import (
     DONE,
     ChatScript,
     Scripted,
@@ -41,6 +40,7 @@ from tests.support.scripted_chat import (
     event,
     written,
 )
+from tests.support.programs import run_python
 
 KEY = "sk-made-up-0123456789"
 SPOKEN = "Chào Lan, mật khẩu mới của kho là bốn lá sen"

@@ -1,19 +1,20 @@
-"""A server of OpenAI's chat completions that answers what a test tells it to, or as it obeys."""
+"""A server of OpenAI's chat completions with scripted answers, for benchmarks and tests."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from tests.support.local_server import LocalServer
+from scripts.bench.local_server import LocalServer
 
 EVENTS = "text/event-stream"
 
 
 def event(document: object) -> bytes:
+    """A server-sent event with JSON."""
     return b"data: " + json.dumps(document, ensure_ascii=False).encode() + b"\n\n"
 
 
@@ -46,7 +47,7 @@ class Scripted:
     the server is.
     """
 
-    parts: Sequence[bytes] = ()
+    parts: Iterable[bytes] = ()
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     is_cut: bool = False
@@ -55,16 +56,20 @@ class Scripted:
 
 
 def answer(text: str) -> Scripted:
+    """A whole answer."""
     return Scripted(written(text))
 
 
 def error(status: int, message: str, **headers: str) -> Scripted:
+    """A refusal, in the form of OpenAI's API."""
     body = json.dumps({"error": {"message": message, "type": "made_up"}}).encode()
     return Scripted([body], status, {"content-type": "application/json", **headers})
 
 
 @dataclass(frozen=True)
 class SeenChat:
+    """A request; the names of ``headers`` are in small letters."""
+
     path: str
     headers: Mapping[str, str]
     body: Any

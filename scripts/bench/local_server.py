@@ -1,4 +1,4 @@
-"""What the small HTTP servers of the tests have in common."""
+"""What the small HTTP servers of benchmarks and tests have in common."""
 
 from __future__ import annotations
 

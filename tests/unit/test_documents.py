@@ -13,6 +13,7 @@ import pytest
 from common.domain.job import JOB_TRANSITIONS, STEP_TRANSITIONS
 from common.settings import ROOT
 from scripts.bench.bench import bench
+from scripts.bench.enhancing import enhancing
 from scripts.bench.revisions import revisions
 from scripts.bench.search import search
 from scripts.bench.speakers import speakers
@@ -135,6 +136,7 @@ def parse(command: list[str], *, in_full: bool) -> None:
 BENCHES: dict[str, click.Command] = {
     "revisions": revisions,
     "search": search,
+    "enhancing": enhancing,
     "speakers": speakers,
     "stream": stream,
 }

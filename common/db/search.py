@@ -1,10 +1,10 @@
 """Full-text search over a tenant's texts, and the passages that it finds.
 
 A search has to be fast for rare words, and for words that nearly every passage has. So the index
-alone must find a tenant's newest passages with some words: each passage has as lexemes also its
-tenant with its *block*, which is its id divided by a power of two, for a few of these. A search
-reads the newest blocks first, and then ever larger ones, until there is enough to rank: of frequent
-words the newest passages, of rare ones all.
+alone must find a tenant's newest passages with some words, in a range of time: each passage has as
+lexemes also its tenant with its *block*, which is the second when its text was created, divided by
+a power of two, for a few of these. A search reads the newest blocks first, and then ever larger
+ones, until there is enough to rank: of frequent words the newest passages, of rare ones all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from math import isfinite
 from typing import Self
 from uuid import UUID
@@ -67,8 +68,11 @@ from common.errors import OutOfRange
 
 MOST_RANKED = 500
 """Passages that one search ranks: the newest ones of each tier (`Wanted.tiers`)."""
-SHIFTS = (13, 17, 21, 62)
-"""The powers of two of blocks; the last makes one of all passages. A search reads two of a size."""
+SHIFTS = (12, 16, 20, 24, 62)
+"""The powers of two of blocks: about an hour, 18 hours, 12 days, 194 days, and all time. A search
+reads two of a size."""
+CLOCKS_DIFFER = timedelta(minutes=5)
+"""At most, before and after a failover of Postgres, whose clock gives the times of texts."""
 
 
 _ID = StoredPassage.id + 0
@@ -155,6 +159,15 @@ class SearchPage:
     next: SearchCursor | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """Which passages one search reads: up to ``newest``, of texts created until ``latest_s``."""
+
+    which: SearchFilter
+    newest: int
+    latest_s: int
+
+
 class Search:
     """Search over one tenant's texts."""
 
@@ -170,9 +183,13 @@ class Search:
         Within one, by how often the words are there, and how near one another.
         """
         with self._database.transaction() as session:
-            newest = _prepare(session)
+            newest, now = _prepare(session)
             start = after or SearchCursor(newest)
-            ranked, is_complete = self._ranked(session, wanted, which, start.newest)
+            latest = min(
+                now + CLOCKS_DIFFER, which.created_before or datetime.max.replace(tzinfo=UTC)
+            )
+            scope = _Scope(which, start.newest, max(0, int(latest.timestamp())))
+            ranked, is_complete = self._ranked(session, wanted, scope)
             hits: list[tuple[SearchCursor, Hit]] = []
             rest = [place for place in ranked if place.key > start.key]
             for at in range(0, len(rest), limit + 1):
@@ -185,15 +202,24 @@ class Search:
         )
 
     def _ranked(
-        self, session: Session, wanted: Wanted, which: SearchFilter, newest: int
+        self, session: Session, wanted: Wanted, scope: _Scope
     ) -> tuple[list[SearchCursor], bool]:
         """The places of the best passages, in order, and whether they are all."""
         tiers = wanted.tiers()
+
+        @cache
+        def ids_of(tier: int) -> list[int]:
+            """The newest passages of a tier, the newest first."""
+            rows = session.execute(self._candidates(tiers[tier], scope))
+            return [passage_id for _, passage_id in sorted(rows, reverse=True)]
+
         tier_of: dict[int, int] = {}
         count = 0
         for tier, lexemes in enumerate(tiers):
-            ids = session.scalars(self._candidates(lexemes, which, newest)).all()
-            for passage_id in sorted(ids, reverse=True):
+            # What has more words than another tier is looked for only if that has something.
+            wider = tier + 1 < len(tiers) and set(tiers[tier + 1]) < set(lexemes)
+            ids = ids_of(tier) if not wider or ids_of(tier + 1) else []
+            for passage_id in ids:
                 tier_of.setdefault(passage_id, tier)
             count = len(ids)
             if len(tier_of) >= MOST_RANKED:
@@ -205,30 +231,29 @@ class Search:
                 StoredPassage.id == func.any(chosen)
             )
         )
-        places = (SearchCursor(newest, tier_of[it], rank, it) for it, rank in rows)
+        places = (SearchCursor(scope.newest, tier_of[it], rank, it) for it, rank in rows)
         is_complete = len(tier_of) < MOST_RANKED or count < MOST_RANKED
         return sorted(places, key=lambda it: it.key), is_complete
 
-    def _candidates(self, lexemes: Sequence[str], which: SearchFilter, newest: int) -> Select[int]:
-        """Selects the newest passages with ``lexemes``."""
-        blocks = union_all(*self._blocks(lexemes, which, newest)).subquery()
-        return select(blocks.c.id).limit(MOST_RANKED)
+    def _candidates(self, lexemes: Sequence[str], scope: _Scope) -> Select[datetime, int]:
+        """Selects the newest passages with ``lexemes``, and when their texts were created."""
+        blocks = union_all(*self._blocks(lexemes, scope)).subquery()
+        return select(blocks.c.created_at, blocks.c.id).limit(MOST_RANKED)
 
-    def _blocks(
-        self, lexemes: Sequence[str], which: SearchFilter, newest: int
-    ) -> Iterator[Select[int]]:
+    def _blocks(self, lexemes: Sequence[str], scope: _Scope) -> Iterator[Select[datetime, int]]:
         """Selects passages with ``lexemes`` of the newest blocks, of ever larger ones, each once.
 
         Postgres reads a block only if those before it have too few.
         """
+        which = scope.which
         conditions = [
             StoredPassage.tenant == self._tenant,
-            newest >= _ID,
+            scope.newest >= _ID,
             *_conditions(which),
         ]
         words = to_tsquery([*lexemes, *_filter_lexemes(which)])
         for shift in SHIFTS:
-            block = newest >> shift
+            block = scope.latest_s >> shift
             theirs = " | ".join(
                 quoted(_of_block(self._tenant, shift, each))
                 for each in (block, block - 1)
@@ -236,14 +261,17 @@ class Search:
             )
             query = cast(literal(f"({theirs}) & {words}"), TSQUERY)
             yield (
-                select(StoredPassage.id)
+                select(StoredPassage.created_at, StoredPassage.id)
                 .where(StoredPassage.lexemes.op("@@")(query), *conditions)
-                .order_by(_ID.desc())
+                .order_by(StoredPassage.created_at.desc(), _ID.desc())
                 .limit(MOST_RANKED)
             )
-            conditions = [*conditions, (block - 1) << shift > _ID]
             if block <= 1:
                 return
+            begin = datetime.fromtimestamp((block - 1) << shift, UTC)
+            if which.created_after is not None and which.created_after >= begin:
+                return
+            conditions = [*conditions, StoredPassage.created_at < begin]
 
     def _hits(
         self, session: Session, wanted: Wanted, places: Sequence[SearchCursor]
@@ -292,8 +320,10 @@ class Search:
                 )
 
 
-def _prepare(session: Session) -> int:
-    """Let Postgres search by the index, whatever it estimates; returns the newest passage's id.
+def _prepare(session: Session) -> tuple[int, datetime]:
+    """Let Postgres search by the index, whatever it estimates.
+
+    Returns the newest passage's id, 0 if there is none, and the time.
 
     It takes rows for cheap to read, as it does not count what is stored outside them. Parallel
     workers and compilation cost more than a search.
@@ -304,7 +334,8 @@ def _prepare(session: Session) -> int:
             " set_config('max_parallel_workers_per_gather', '0', true)"
         )
     )
-    return session.scalar(select(func.max(StoredPassage.id))) or 0
+    newest, now = session.execute(select(func.max(StoredPassage.id), func.now())).one()
+    return newest or 0, now
 
 
 def _conditions(which: SearchFilter) -> Iterator[ColumnElement[bool]]:
@@ -330,7 +361,7 @@ def _of_kind(kind: Kind) -> str:
 
 
 def _of_block(tenant: str, shift: int, block: int) -> str:
-    """The lexeme of a tenant's passages in a block."""
+    """The lexeme of a tenant's passages in a block of time."""
     return f"@{shift}.{block}.{tenant}"
 
 
@@ -413,7 +444,7 @@ def _index(
     if len(stored) == len(passages):
         for old, passage in zip(stored, passages, strict=True):
             if (old.segments, old.shared) != (passage.to_json(), passage.shared):
-                lexemes = stored_lexemes(source.tenant, kind, old.id, passage)
+                lexemes = stored_lexemes(source, kind, passage)
                 session.execute(
                     update(StoredPassage)
                     .where(StoredPassage.id == old.id)
@@ -429,34 +460,30 @@ def _index(
     if not passages:
         return
     session.flush()
-    ids = session.scalars(_NEXT_IDS, {"count": len(passages)})
     session.execute(
         _INSERT,
         [
             {
-                "id": passage_id,
                 "tenant": source.tenant,
                 "kind": kind,
                 "source_id": source.id,
                 "created_at": source.created_at,
                 "segments": passage.to_json(),
                 "shared": passage.shared,
-                "in_text_form": stored_lexemes(source.tenant, kind, passage_id, passage),
+                "in_text_form": stored_lexemes(source, kind, passage),
             }
-            for passage_id, passage in zip(ids, passages, strict=True)
+            for passage in passages
         ],
     )
 
 
-_NEXT_IDS = text(
-    "SELECT nextval(pg_get_serial_sequence('passages', 'id')) FROM generate_series(1, :count)"
-)
 _INSERT = insert(StoredPassage.__table__).values(  # type: ignore[arg-type]
     lexemes=cast(bindparam("in_text_form"), TSVECTOR)
 )
 
 
-def stored_lexemes(tenant: str, kind: Kind, passage_id: int, passage: Passage) -> str:
+def stored_lexemes(source: Job | StreamSession, kind: Kind, passage: Passage) -> str:
     """All lexemes of a stored passage, as text."""
-    blocks = (_of_block(tenant, shift, passage_id >> shift) for shift in SHIFTS)
+    created_s = int(source.created_at.timestamp())
+    blocks = (_of_block(source.tenant, shift, created_s >> shift) for shift in SHIFTS)
     return to_tsvector({**lexemes_of(passage), **dict.fromkeys([*blocks, _of_kind(kind)], ())})

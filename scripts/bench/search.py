@@ -189,19 +189,21 @@ _GENERATED = text(
     "CREATE TEMPORARY TABLE generated"
     " (number int, at int, segments jsonb, shared int, lexemes tsvector) ON COMMIT DROP"
 )
-_BLOCKS = ", ".join(f"'@{it}.' || (id >> {it}) || '.' || tenant" for it in SHIFTS)
+_BLOCKS = ", ".join(
+    f"'@{it}.' || (CAST(floor(extract(epoch FROM created_at)) AS bigint) >> {it}) || '.' || tenant"
+    for it in SHIFTS
+)
 _PASSAGES = text(
     f"""
-    INSERT INTO passages (id, tenant, kind, source_id, created_at, segments, shared, lexemes)
-    OVERRIDING SYSTEM VALUE
-    SELECT id, tenant, 'job', source_id, now() - interval '1 minute' * (:last - source_number),
+    INSERT INTO passages (tenant, kind, source_id, created_at, segments, shared, lexemes)
+    SELECT tenant, 'job', source_id, created_at,
         CASE WHEN at = 3 THEN
             jsonb_set(segments, ARRAY['0', '3'], to_jsonb((segments->0->>3) || ' ' || own))
         ELSE segments END,
         shared,
         lexemes || array_to_tsvector(ARRAY[{_BLOCKS}]) || array_to_tsvector(ARRAY['@job', own])
     FROM (
-        SELECT *, nextval('passages_id_seq') AS id
+        SELECT *, now() - interval '1 minute' * (:last - source_number) AS created_at
         FROM (
             SELECT *, :first + number + 1 AS source_number,
                 CAST(lpad(to_hex(:first + number + 1), 32, '0') AS uuid) AS source_id,
@@ -211,7 +213,7 @@ _PASSAGES = text(
             WHERE :first + number < :last
             ORDER BY number, at
         ) AS ordered
-    ) AS numbered
+    ) AS dated
     """  # noqa: S608 - numbers of our own
 )
 _JOBS = text(
@@ -321,6 +323,10 @@ class SearchBench:
         earlier = datetime.now(UTC) - timedelta(minutes=self._size.transcripts // 2)
         half = SearchFilter(created_before=earlier)
         measure("the most frequent word, earlier half", HUGE, frequent, half, 1)
+        hour = SearchFilter(created_after=earlier - timedelta(hours=1), created_before=earlier)
+        measure("the most frequent word, one hour of that", HUGE, frequent, hour, 1)
+        ten = some["the ten most frequent words"]
+        measure("the ten most frequent words, that hour", HUGE, ten, hour, 1)
         measure("the most frequent word, streams", HUGE, frequent, SearchFilter(Kind.STREAM), 1)
         one = SearchFilter(source_id=UUID(int=1))
         measure("the most frequent word, one recording", HUGE, frequent, one, 1)

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, insert, literal, select, text, update
 
 from common.db import search as module
 from common.db.database import Database
@@ -334,15 +334,57 @@ def test_the_newest_passages_are_ranked_and_the_answer_says_that_there_are_more(
     assert search(database, "không").is_complete
 
 
+@pytest.fixture
+def dated(database: Database) -> dict[UUID, datetime]:
+    """Jobs with the same text, created 3 s after one another; the newest is a minute old."""
+    jobs = [transcribe(database, "hotel") for _ in range(12)]
+    newest = datetime.now(UTC) - timedelta(minutes=1)
+    times = {it: newest - timedelta(seconds=3 * at) for at, it in enumerate(reversed(jobs))}
+    with database.transaction() as session:
+        for job_id, created_at in times.items():
+            session.execute(update(Job).where(Job.id == job_id).values(created_at=created_at))
+    return times
+
+
+def index_again(database: Database) -> None:
+    """As the dispatcher does after an update that changes what is indexed."""
+    with database.transaction() as session:
+        session.execute(text("DELETE FROM passages"))
+        ids_of_jobs = select(Job.id, literal(Kind.JOB), Job.created_at)
+        session.execute(
+            insert(Unindexed).from_select(["source_id", "kind", "created_at"], ids_of_jobs)
+        )
+    while Retention(database, grace_s=0).index():
+        pass
+
+
 @pytest.mark.parametrize("shift", range(1, 5))
-def test_blocks_hide_no_passage(
-    database: Database, monkeypatch: pytest.MonkeyPatch, shift: int
+@pytest.mark.parametrize("most", [2, 500])
+def test_blocks_hide_no_passage_of_any_range_of_time(
+    database: Database,
+    dated: dict[UUID, datetime],
+    monkeypatch: pytest.MonkeyPatch,
+    shift: int,
+    most: int,
 ) -> None:
     monkeypatch.setattr(module, "SHIFTS", (shift, shift + 2, 62))
-    jobs = [transcribe(database, "hotel") for _ in range(20)]
-
-    assert ids(search(database, "hotel")) == jobs[::-1]
-    assert ids(search(database, "hotel", SearchFilter(source_id=jobs[0]))) == jobs[:1]
+    monkeypatch.setattr(module, "MOST_RANKED", most)
+    index_again(database)
+    # No job's block begins with it, and a second has blocks on both sides.
+    edges = [None, *(it + timedelta(seconds=1) for it in list(dated.values())[::3]), LONG_AGO]
+    for after in edges:
+        for before in edges:
+            expected = [
+                job_id
+                for job_id, created_at in dated.items()
+                if (after is None or created_at > after) and (before is None or created_at < before)
+            ]
+            which = SearchFilter(created_after=after, created_before=before)
+            page = search(database, "hotel", which)
+            assert set(ids(page)) == set(expected[:most]), (after, before)
+            assert page.is_complete == (len(expected) < most)
+    oldest = list(dated)[-1]
+    assert ids(search(database, "hotel", SearchFilter(source_id=oldest))) == [oldest]
 
 
 QUERIES = (
@@ -401,6 +443,20 @@ def test_earlier_texts_are_indexed_by_the_dispatcher(
         with database.transaction() as session:
             assert session.scalar(select(func.count()).select_from(Unindexed)) == 0
         assert retention.index() is None
+
+
+def test_an_update_that_changes_what_is_indexed_has_all_texts_indexed_again(
+    database_url: str,
+) -> None:
+    with Database(database_url) as database:
+        job_id = transcribe(database, HOTEL)
+        downgrade(database_url, "0018")
+        upgrade(database_url)
+        assert search(database, "khách sạn").hits == []
+
+        assert Retention(database, grace_s=0).index() == job_id
+
+        assert ids(search(database, "khách sạn")) == [job_id]
 
 
 def test_a_text_that_is_deleted_before_it_is_indexed_is_never_found(database: Database) -> None:

@@ -218,7 +218,7 @@ async def download(
     "/{enhanced_job_id}/apply",
     summary="Apply proposed edits to the transcript",
     response_model=RevisionDocument,
-    responses=TAGGED | documented(404, 409, 412, 428),
+    responses=TAGGED | documented(404, 409, 412, 413, 428),
 )
 async def apply(
     enhanced_job_id: UUID,

@@ -185,9 +185,9 @@ class Search:
         with self._database.transaction() as session:
             newest, now = _prepare(session)
             start = after or SearchCursor(newest)
-            latest = min(
-                now + CLOCKS_DIFFER, which.created_before or datetime.max.replace(tzinfo=UTC)
-            )
+            latest = now + CLOCKS_DIFFER
+            if which.created_before is not None:
+                latest = min(latest, which.created_before)
             scope = _Scope(which, start.newest, max(0, int(latest.timestamp())))
             ranked, is_complete = self._ranked(session, wanted, scope)
             hits: list[tuple[SearchCursor, Hit]] = []
@@ -216,9 +216,9 @@ class Search:
         tier_of: dict[int, int] = {}
         count = 0
         for tier, lexemes in enumerate(tiers):
-            # What has more words than another tier is looked for only if that has something.
-            wider = tier + 1 < len(tiers) and set(tiers[tier + 1]) < set(lexemes)
-            ids = ids_of(tier) if not wider or ids_of(tier + 1) else []
+            # Where the next tier needs less of the same, and has nothing, this one has nothing.
+            has_wider = tier + 1 < len(tiers) and set(tiers[tier + 1]) < set(lexemes)
+            ids = ids_of(tier) if not has_wider or ids_of(tier + 1) else []
             for passage_id in ids:
                 tier_of.setdefault(passage_id, tier)
             count = len(ids)

@@ -119,7 +119,8 @@ def apply_edits(
     A segment with a new text, a part and a join have no finding. A new text has no flags of the
     engine and nothing detected either. The numbers of the decoding stay, as they say how the audio
     was transcribed; a join has those of its first segment. If a segment gets another speaker, its
-    time in the diarization does too (`Diarization.reassigned`). Moved times change no turns.
+    time in the diarization does too (`Diarization.reassigned`): that of its words after all edits.
+    Moved times alone change no turns.
 
     ``is_limited``: there may be `MAX_EDITS` with `MAX_ALL_TEXT`, as one request can send. What a
     language model proposes for a whole transcript is more.

@@ -79,8 +79,9 @@ class SpeechEngine(Protocol):
     ) -> list[tuple[Word, ...] | None]:
         """When the words of a known text are said in each window; times count from its start.
 
-        ``texts`` are the words of each window. Each becomes one `Word` with the same text and a
-        probability, in order, inside the window, at least 1 ms long. Of the options only the
+        ``texts`` are the words of each window. Each becomes one `Word` with the same text, in
+        order, inside the window, at least 1 ms long. Its probability is that of its least probable
+        token: the later ones of a syllable are probable whatever is said. Of the options only the
         language and the task count. The text is taken for what is said: where it is not, its
         probabilities are low and its times mean nothing.
 

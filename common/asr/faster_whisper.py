@@ -238,13 +238,13 @@ class FasterWhisper:
         for word, own in zip(text, tokens, strict=True):
             spoken = _without_marks(own, tokenizer)
             span = Span(int(starts_ms[at + spoken.start]), int(starts_ms[at + spoken.stop]))
-            probability = float(np.mean(found.text_token_probs[at : at + len(own)]))
-            words.append(Word(word, span, min(1.0, max(0.0, probability))))
+            said = found.text_token_probs[at + spoken.start : at + spoken.stop]
+            words.append(Word(word, span, min(1.0, max(0.0, min(said)))))
             at += len(own)
         timed = without_pauses(words, window)
         spans = spread([word.span for word in timed], Span(0, duration_ms))
         return tuple(
-            replace(word, span=span, probability=round(word.probability, 3))
+            replace(word, span=span, probability=round(word.probability, 4))
             for word, span in zip(timed, spans, strict=True)
         )
 

@@ -3,7 +3,8 @@
 ``python -m scripts.bench.aligning FOLDER --language en`` transcribes the clips of a folder, takes
 the times of some words away, and aligns them again. It prints how far their starts and ends are
 from those of the transcription: while they are interpolated, and after. Then it aligns words of
-other clips in their place, which nobody says, and prints how many get times.
+other clips in their place, which nobody says, and prints how many get times. If the folder has
+references (``refs.tsv``), it also prints how many of the rows do that are corrected by them.
 
 ``python -m scripts.bench.aligning RECORDING`` aligns five words at three places of a recording, and
 prints the time of reading its audio and of aligning, beside that of reading it from the beginning.
@@ -16,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from statistics import fmean
 
 import click
 import numpy as np
@@ -24,10 +24,18 @@ import numpy as np
 from common.asr.engine import DecodingOptions, Samples, SpeechEngine
 from common.asr.loading import load_engine
 from common.audio.decode import DAMAGED, MonoDecoder
-from common.domain.aligning import Passage, passages, with_times
+from common.domain.aligning import (
+    LEAST_PROBABILITY,
+    Passage,
+    passages,
+    probability_of,
+    with_times,
+)
 from common.domain.values import MAX_WINDOW_MS, SAMPLES_PER_MS, Segment, Span, Word
+from common.domain.word_times import retimed
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
+from scripts.bench.corpus import Clip, read_clips
 from scripts.cli.cli import load_settings
 from worker.steps.audio import read_span
 
@@ -53,17 +61,20 @@ def main(path: Path, language: str, model: str, clips: int) -> None:
     options = DecodingOptions(language=language)
     if path.is_dir():
         _exactness(engine, options, _clips(path, clips))
+        if (path / "refs.tsv").is_file():
+            _corrections(engine, options, read_clips(path / "refs.tsv")[:clips])
     else:
         _cost(engine, options, path)
 
 
 def _clips(folder: Path, most: int) -> list[Samples]:
     files = [it for it in sorted(folder.iterdir()) if it.suffix in SOUND_FILES]
-    clips: list[Samples] = []
-    for file in files[:: max(1, len(files) // most)][:most]:
-        pcm = np.concatenate(list(MonoDecoder(file)))[: MAX_WINDOW_MS * SAMPLES_PER_MS]
-        clips.append((pcm / 32_768).astype(np.float32))
-    return clips
+    return [_decoded(file) for file in files[:: max(1, len(files) // most)][:most]]
+
+
+def _decoded(file: Path) -> Samples:
+    pcm = np.concatenate(list(MonoDecoder(file)))[: MAX_WINDOW_MS * SAMPLES_PER_MS]
+    return (pcm / 32_768).astype(np.float32)
 
 
 def _exactness(engine: SpeechEngine, options: DecodingOptions, clips: list[Samples]) -> None:
@@ -103,11 +114,24 @@ def _exactness(engine: SpeechEngine, options: DecodingOptions, clips: list[Sampl
     count = len(before_ms) // 2
     click.echo(f"{stayed} of {count + stayed} words stay interpolated")
     click.echo(f"words that nobody says: {invented} of {fresh} get times")
-    for name, means in (("said", right), ("not said", wrong)):
-        low, middle, high = np.percentile(means, (5, 50, 95))
-        click.echo(
-            f"mean probability of rows {name}: {low:.3f}, {middle:.3f}, {high:.3f} (5, 50, 95 %)"
-        )
+    for name, each in (("said", right), ("not said", wrong)):
+        low, middle, high = np.percentile(each, (5, 50, 95))
+        click.echo(f"probability of rows {name}: {low:.4f}, {middle:.4f}, {high:.4f} (5, 50, 95 %)")
+
+
+def _corrections(engine: SpeechEngine, options: DecodingOptions, clips: Sequence[Clip]) -> None:
+    probabilities: list[float] = []
+    for clip in clips:
+        samples = _decoded(clip.path)
+        (segments,) = engine.transcribe([samples], options)
+        words = [word for segment in segments for word in segment.words]
+        if words:
+            span = Span(words[0].span.start_ms, words[-1].span.end_ms)
+            text = f" {clip.reference.lower()}"
+            edited = Segment(span, text, retimed(words, text, span))
+            _align(engine, options, samples, [edited], probabilities)
+    timed = sum(each >= LEAST_PROBABILITY for each in probabilities)
+    click.echo(f"corrected by the reference: {timed} of {len(probabilities)} rows get times")
 
 
 def _differences(left: Word, right: Word) -> list[int]:
@@ -122,24 +146,24 @@ def _align(
     options: DecodingOptions,
     clip: Samples,
     segments: Sequence[Segment],
-    means: list[float],
+    probabilities: list[float],
 ) -> Aligned:
-    """The alignment of the passages; adds the mean probability of each row of estimated words."""
+    """The alignment of the passages; adds the probability of each row of estimated words."""
     wanted = passages(segments)
     audio = [clip[_samples(passage.audio)] for passage in wanted]
     found = list(
         zip(wanted, engine.align(audio, [it.texts for it in wanted], options), strict=True)
     )
     for passage, words in found:
-        row: list[float] = []
+        row: list[Word] = []
         for place, word in zip(passage.places, words or (), strict=True):
             if segments[place.segment].words[place.word].estimated:
-                row.append(word.probability)
+                row.append(word)
             elif row:
-                means.append(fmean(row))
+                probabilities.append(probability_of(row))
                 row = []
         if row:
-            means.append(fmean(row))
+            probabilities.append(probability_of(row))
     return found
 
 

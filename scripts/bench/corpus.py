@@ -77,7 +77,7 @@ def read_corpus(folder: Path) -> Corpus:
         if language not in LANGUAGES:
             continue
         if (place / "refs.tsv").is_file():
-            clip_sets.append(ClipSet(place.name, language, _read_clips(place / "refs.tsv")))
+            clip_sets.append(ClipSet(place.name, language, read_clips(place / "refs.tsv")))
         recordings += [
             _read_recording(transcript, language)
             for transcript in sorted(place.glob(f"*{TRANSCRIPT}"))
@@ -91,7 +91,12 @@ def read_corpus(folder: Path) -> Corpus:
     return Corpus(recordings[0] if recordings else None, tuple(clip_sets))
 
 
-def _read_clips(table: Path) -> tuple[Clip, ...]:
+def read_clips(table: Path) -> tuple[Clip, ...]:
+    """The clips of a ``refs.tsv``.
+
+    Raises:
+        SetupProblem: one is missing.
+    """
     clips = []
     for line in table.read_text(encoding="utf-8").splitlines():
         name, tab, reference = line.partition("\t")

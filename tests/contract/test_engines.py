@@ -21,7 +21,7 @@ from common.asr.engine import DecodingOptions, Samples, SpeechEngine
 from common.asr.faster_whisper import FasterWhisper
 from common.asr.guards import DecodingResult, is_known_phrase
 from common.asr.loading import load_engine
-from common.domain.aligning import LEAST_PROBABILITY
+from common.domain.aligning import LEAST_PROBABILITY, probability_of
 from common.domain.detection import LANGUAGE_MISMATCH, SURE
 from common.domain.languages import LANGUAGES
 from common.domain.models import BATCH_ENGINES, WHISPER_ENGINES
@@ -431,7 +431,19 @@ def test_each_word_is_kept_as_it_is_written(aligner: SpeechEngine) -> None:
 def test_a_text_that_nobody_says_is_improbable(aligner: SpeechEngine) -> None:
     words = align(aligner, speak(TRAIN), [f" {word}" for word in ["Purple", "elephants", "juggle"]])
     assert words is not None
-    assert np.mean([word.probability for word in words]) < LEAST_PROBABILITY
+    assert probability_of(words) < LEAST_PROBABILITY
+
+
+@pytest.mark.parametrize(
+    "text", ["quyết định nghỉ", "chuyện thường ngày", "thuyền truyền thống", "Nguyễn Trường Tộ"]
+)
+def test_a_vietnamese_text_that_nobody_says_is_improbable(aligner: SpeechEngine, text: str) -> None:
+    window = speak(CALM_VI, "vi")
+    said = align(aligner, window, [f" {word}" for word in CALM_VI.split()], VIETNAMESE)
+    words = align(aligner, window, [f" {word}" for word in text.split()], VIETNAMESE)
+    assert said is not None
+    assert words is not None
+    assert probability_of(words) < LEAST_PROBABILITY < probability_of(said)
 
 
 def test_how_windows_are_grouped_into_calls_changes_no_alignment(aligner: SpeechEngine) -> None:

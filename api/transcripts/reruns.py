@@ -24,6 +24,7 @@ from common.db.tables import Job
 from common.domain.glossary import hotwords
 from common.domain.job import Priority
 from common.domain.languages import AUTO
+from common.domain.models import AUTO_MODEL
 from common.domain.pipeline import RERUN
 from common.domain.request import Options
 from common.domain.results import seconds
@@ -107,6 +108,8 @@ def _asked(source: Job, options: Options, given: Mapping[str, Any]) -> UploadOpt
     else:
         spoken = {"language": source.transcription.detected_language or source.language}
     before = {"engine": source.engine, "model": source.model, "task": options.decoding.task}
+    if given.get("model", "").lower() == AUTO_MODEL:  # of any engine
+        del before["engine"]
     return validated(UploadOptions, {**before, **spoken, **given})
 
 

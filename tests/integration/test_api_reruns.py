@@ -189,6 +189,16 @@ def test_whisper_gets_no_longer_windows_than_it_takes(api: Api) -> None:
         assert Options.from_json(stored.options).cutting == Cutting(window_ms=30_000)
 
 
+def test_the_best_model_may_be_of_another_engine(api: Api) -> None:
+    api.submit(engine="sherpa-onnx", model="vi-30m", language="vi")
+    api.complete(1)
+    with api.database.transaction() as session:
+        session.execute(update(Job).values(engine="sherpa-onnx", model="vi-30m"))
+        job_id = session.scalars(select(Job.id)).one()
+    made = rerun(api, job_id, model="auto")
+    assert (made["engine"], made["language"]) == ("faster-whisper", "en")
+
+
 def test_of_a_job_that_detects_a_language_a_span_is_transcribed(api: Api) -> None:
     job_id = api.submit(options=Options(detect_in=Span(0, 5_000)))
     api.complete(1)

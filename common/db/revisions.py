@@ -26,6 +26,7 @@ from common.errors import NoSpeakers, NotFound, StaleRevision
 Change = Callable[[Transcript], Transcript]
 """Makes the next transcript of the newest one."""
 Manifest = dict[str, Any]
+"""What a transcript depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +112,12 @@ class Revisions:
         origin: Origin,
         author: Author,
         based_on: int | None = None,
+        made_by: Callable[[Manifest], Manifest] = dict,
+        beside: Sequence[Mapping[str, Any]] = (),
     ) -> TranscriptRevision:
         """Store what ``change`` makes of the newest revision as the next one; returns it.
 
-        Nothing is stored if it raises.
+        Nothing is stored if it raises. ``made_by`` and ``beside``: as of `add_revision`.
 
         Raises:
             StaleRevision: the newest revision is not ``based_on`` (None: any may be).
@@ -123,7 +126,14 @@ class Revisions:
         with self._database.transaction() as session:
             job = self._job(session, job_id, lock=True)
             return add_revision(
-                session, job, change, origin=origin, author=author, based_on=based_on
+                session,
+                job,
+                change,
+                origin=origin,
+                author=author,
+                based_on=based_on,
+                made_by=made_by,
+                beside=beside,
             )
 
     def restore(
@@ -136,16 +146,14 @@ class Revisions:
             StaleRevision, NotReady: as `change`.
         """
         earlier = self.get(job_id, number)
-        with self._database.transaction() as session:
-            return add_revision(
-                session,
-                self._job(session, job_id, lock=True),
-                lambda _newest: earlier.transcript,
-                origin=Origin.RESTORE,
-                author=author,
-                based_on=based_on,
-                made_by=lambda _newest: earlier.row.manifest,
-            )
+        return self.change(
+            job_id,
+            lambda _newest: earlier.transcript,
+            origin=Origin.RESTORE,
+            author=author,
+            based_on=based_on,
+            made_by=lambda _newest: earlier.row.manifest,
+        )
 
     def change_speakers(
         self, job_id: UUID, changes: Mapping[str, str | None], author: Author
@@ -171,10 +179,8 @@ class Revisions:
                 diarization=diarization,
             )
 
-        with self._database.transaction() as session:
-            named = {"op": "speakers", "speakers": dict(changes)}
-            job = self._job(session, job_id, lock=True)
-            add_revision(session, job, change, origin=Origin.SPEAKERS, author=author, first=[named])
+        named = {"op": "speakers", "speakers": dict(changes)}
+        self.change(job_id, change, origin=Origin.SPEAKERS, author=author, beside=[named])
 
     # --- inside one transaction ---------------------------------------------------------------
 
@@ -203,12 +209,12 @@ def add_revision(
     author: Author,
     based_on: int | None = None,
     made_by: Callable[[Manifest], Manifest] = dict,
-    first: Sequence[Mapping[str, Any]] = (),
+    beside: Sequence[Mapping[str, Any]] = (),
 ) -> TranscriptRevision:
     """Store a revision of a job, whose row is locked; as `Revisions.change`.
 
-    ``made_by`` gives its manifest for that of the newest one. Its changes are those of its segments
-    (`difference`), after the ``first`` ones.
+    ``made_by`` makes its manifest of that of the newest one. ``beside``: what it changes beside its
+    segments.
     """
     newest = session.scalar(newest_revision(job.id))
     status = JobStatus(job.status)
@@ -218,7 +224,7 @@ def add_revision(
         raise StaleRevision(newest=newest.revision, value=based_on)
     before = transcript_in(newest)
     transcript = change(before)
-    changes = [*first, *difference(before, transcript)]
+    changes = [*beside, *difference(before, transcript)]
     manifest = made_by(newest.manifest) | {"encoders": transcript.encoders}
     if transcript.moderated_by is not None:
         manifest["moderation"] = transcript.models_to_json()

@@ -18,9 +18,11 @@ from common.db.revisions import Author, Revisions
 from common.db.steps import StaleClaim, Steps
 from common.db.tables import Job, Transcription
 from common.domain.chunks import windows_from_json
+from common.domain.editing import Replace, apply_edits
 from common.domain.job import JobStatus
 from common.domain.pipeline import RERUN, StepKind
 from common.domain.request import Cutting, Options
+from common.domain.transcript import Origin, Transcript
 from common.domain.values import Chunk, Span
 from common.errors import ModerationOff, NoSpeech, SourceRetried
 from tests.support.audio_files import KINDS, damage, write
@@ -191,3 +193,35 @@ def test_the_manifest_has_the_reruns_of_the_text_that_is_given_out(
     for number, made in ((1, []), (2, [first]), (3, [first, second])):
         revisions.restore(source_id, number, author=Author())
         assert reruns() == made
+
+
+def test_a_retry_for_labels_keeps_what_people_have_written(
+    context: Context, database: Database, steps: Steps
+) -> None:
+    source_id = submit_job(database)
+    do_all(steps)
+    options = Options(span=Span(2_000, 8_000), cutting=FIXED, moderation=True)
+    made = new_job(kind=RERUN.kind, source_id=source_id, options=options)
+    jobs, revisions = Jobs(database, TENANT), Revisions(database, TENANT)
+    jobs.create_from_source(made)
+    while (claim := claim_next(steps)).kind != StepKind.SPLICE:
+        if claim.kind == StepKind.MODERATE:
+            assert steps.fail(claim.step_id, claim.attempt, ModerationOff())
+        else:
+            do_step(steps, claim, 1)
+    splice.run(context, claim)
+    assert jobs.snapshot(made.id).warnings == ("moderation_failed",)
+
+    def correct(transcript: Transcript) -> Transcript:
+        return apply_edits(transcript, [Replace(0, text="corrected")])
+
+    revisions.change(source_id, correct, origin=Origin.EDIT, author=Author())
+    do_step(steps, claim_next(steps))  # its refinement
+    jobs.retry(made.id)
+    finish_moderation(steps, claim_next(steps))
+    splice.run(context, claim_next(steps))
+
+    assert (jobs.snapshot(made.id).status, jobs.snapshot(made.id).warnings) == ("COMPLETED", ())
+    found = revisions.get(source_id)
+    assert (found.row.origin, found.transcript.text) == (Origin.EDIT, "corrected")
+    assert claim_next(steps).kind == StepKind.REFINE

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from common.db.flow import locked_job
+from common.db.flow import Flow, locked_job
 from common.db.revisions import Author, add_revision
 from common.db.steps import Claim, StaleClaim
-from common.db.tables import Job
+from common.db.tables import Job, TranscriptRevision
+from common.db.transcriptions import newest_revision
 from common.domain.merging import merge
-from common.domain.pipeline import pipeline_of
+from common.domain.pipeline import StepKind, pipeline_of
 from common.domain.request import Options
 from common.domain.results import seconds
 from common.domain.splicing import has_words, spliced
@@ -29,6 +31,8 @@ SLOWEST = 0.005
 
 def run(context: Context, claim: Claim) -> Claim | None:
     """Store the text of the claimed job's chunks in a new revision of its source.
+
+    A retry, for labels that are missing, stores no text again, which people may have edited since.
 
     Raises:
         NoSpeech: nothing was recognized in the span; permanently.
@@ -65,14 +69,17 @@ def run(context: Context, claim: Claim) -> Claim | None:
         if source is None:
             raise StaleClaim
         try:
-            add_revision(
-                session,
-                source,
-                lambda transcript: spliced(transcript, span, anew),
-                origin=Origin.RERUN,
-                author=Author(job.key_id),
-                made_by=lambda it: it | {"reruns": [*it.get("reruns", []), rerun]},
-            )
+            if _has_text_of(session, source_id, job.id):
+                Flow(session, source).add_afterwards(StepKind.REFINE)
+            else:
+                add_revision(
+                    session,
+                    source,
+                    lambda transcript: spliced(transcript, span, anew),
+                    origin=Origin.RERUN,
+                    author=Author(job.key_id),
+                    made_by=lambda it: it | {"reruns": [*it.get("reruns", []), rerun]},
+                )
         except NotReady as error:
             raise SourceRetried from error
         kept = [it for it in job.warnings if it not in pipeline_of(job.kind).warnings]
@@ -84,6 +91,13 @@ def run(context: Context, claim: Claim) -> Claim | None:
     following = context.finish(claim, within=store)
     context.events.job_changed(source_id)
     return following
+
+
+def _has_text_of(session: Session, source_id: UUID, rerun_id: UUID) -> bool:
+    """Whether the newest revision comes from this rerun."""
+    newest = newest_revision(source_id).with_only_columns(TranscriptRevision.manifest)
+    reruns = (session.scalar(newest) or {}).get("reruns", ())
+    return any(it["job_id"] == str(rerun_id) for it in reruns)
 
 
 def limit_s(context: Context, claim: Claim) -> float:

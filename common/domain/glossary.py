@@ -168,14 +168,14 @@ class _Token:
 class _Phrases:
     """What to look for, by its folded core: the text without punctuation around it.
 
-    Of each core pairs of a phrase with that core, and the word that it stands for.
+    Of each core the punctuation before and after it, and the word that the phrase stands for.
     """
 
     def __init__(self, phrases: Iterable[tuple[str, str]]) -> None:
-        self._known: dict[str, list[tuple[str, str]]] = {}
-        for phrase, word in phrases:
+        self._known: dict[str, list[tuple[str, str, str]]] = {}
+        for phrase, word in dict.fromkeys(phrases):
             if core := _folded(_core(phrase)):
-                self._known.setdefault(core, []).append((phrase, word))
+                self._known.setdefault(core, []).append((*_around(phrase), word))
         self._begins = {core.partition(" ")[0] for core in self._known}
         self._lengths = sorted({core.count(" ") + 1 for core in self._known}, reverse=True)
 
@@ -195,8 +195,7 @@ class _Phrases:
         text = " ".join(token.text for token in tokens[first:last])
         head, tail = tokens[first].head, tokens[last - 1].tail
         core = text[len(head) : len(text) - len(tail)]
-        for phrase, word in self._known.get(_folded(core), ()):
-            before, after = _around(phrase)
+        for before, after, word in self._known.get(_folded(core), ()):
             # Punctuation of a phrase may stand alone, as in "Yahoo !".
             start, end = first - before.count(" "), last + after.count(" ")
             if start < 0 or end > len(tokens):
@@ -304,10 +303,10 @@ def _changes(tokens: Sequence[_Token], right: _Phrases, wrong: _Phrases) -> list
     candidates = list(wrong.found(tokens))
     if not candidates:
         return []
-    stays: list[list[_Found]] = [[] for _ in tokens]
+    stays: dict[int, list[_Found]] = {at: [] for found in candidates for at in found.places}
     for found in right.found(tokens):
         if found.is_right:
-            for at in found.places:
+            for at in stays.keys() & found.places:
                 stays[at].append(found)
     changes: list[_Found] = []
     taken: set[int] = set()
@@ -384,10 +383,12 @@ def _core(text: str) -> str:
 
 def _around(text: str) -> tuple[str, str]:
     """The punctuation before and after the letters and digits of a text; all after, without any."""
-    inside = [at for at, letter in enumerate(text) if is_written(letter)]
-    if not inside:
+    places = range(len(text))
+    start = next((at for at in places if is_written(text[at])), None)
+    if start is None:
         return "", text
-    return text[: inside[0]], text[inside[-1] + 1 :]
+    end = next(at for at in reversed(places) if is_written(text[at])) + 1
+    return text[:start], text[end:]
 
 
 def is_written(letter: str) -> bool:

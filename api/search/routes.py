@@ -55,7 +55,7 @@ async def search(
     limit: Limit = 20,
     cursor: PageCursor = None,
 ) -> SearchResults:
-    """Search the newest texts of COMPLETED jobs, and those of ended live streams.
+    """Search the newest texts of jobs that are COMPLETED or in REVIEW, and of ended live streams.
 
     All words have to be within about a minute, in any order, with or without marks: `khach san`
     finds "khách sạn". Passages that have the words in a row come first, and those with the marks as

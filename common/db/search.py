@@ -47,6 +47,7 @@ from common.db.tables import (
     TranscriptRevision,
     Unindexed,
 )
+from common.domain.job import JobStatus
 from common.domain.masking import masked
 from common.domain.request import Options
 from common.domain.searching import (
@@ -298,6 +299,8 @@ class Search:
                 .where(
                     StoredPassage.tenant == self._tenant,
                     StoredPassage.id.in_([place.id for place in places]),
+                    # One that was cancelled in REVIEW has no text any more.
+                    Job.status.is_distinct_from(JobStatus.CANCELLED),
                 )
             )
         }

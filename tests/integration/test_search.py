@@ -14,6 +14,7 @@ from sqlalchemy import func, insert, literal, select, text, update
 from common.db import search as module
 from common.db.database import Database
 from common.db.deletions import Deletions
+from common.db.jobs import Jobs
 from common.db.migrate import downgrade, upgrade
 from common.db.retention import Retention
 from common.db.revisions import Author, Revisions
@@ -95,6 +96,16 @@ def test_vietnamese_is_found_with_and_without_marks(database: Database, query: s
     assert hit.found.segment.span == Span(5_000, 10_000)
     assert hit.found.text == HOTEL
     assert set(marked(hit)) <= {"khách", "sạn", "gần", "biển"}
+
+
+def test_a_text_in_review_is_found_until_its_job_is_cancelled(database: Database) -> None:
+    job_id = transcribe(database, HOTEL, options=Options(review=True))
+    other = transcribe(database, HOTEL)
+    assert ids(search(database, "khach san")) == [other, job_id]
+
+    Jobs(database, TENANT).cancel(job_id)
+
+    assert ids(search(database, "khach san")) == [other]
 
 
 @pytest.mark.parametrize("query", ["khach sanh", "san khach san", '"san khach"', '"khach gan"'])

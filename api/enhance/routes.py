@@ -24,13 +24,14 @@ from api.http.headers import attachment
 from api.http.pagination import Limit, PageCursor, next_cursor, parse_cursor
 from api.http.problems import documented
 from api.jobs.enhancing import enhancement_options
+from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import glossary_names
 from api.jobs.routes import cancel_job, delete_job, retry_job
 from api.services import Services, ServicesDep
 from api.transcripts.revisions import TAGGED, IfMatch, based_on_of, store_revision
 from api.transcripts.schemas import RevisionDocument
 from common.db.enhancements import Enhancements, FoundEnhancement
-from common.db.jobs import NewJob
+from common.db.jobs import Created, NewJob
 from common.db.listing import JobFilter
 from common.db.revisions import Author, Revisions
 from common.db.tables import TranscriptRevision
@@ -65,6 +66,7 @@ _FILES: dict[int | str, dict[str, Any]] = {
     status_code=202,
     summary="Have a language model work on a transcript",
     responses=documented(404, 409, 429),
+    openapi_extra={"parameters": [PARAMETER]},
 )
 async def enhance(
     wanted: NewEnhancement,
@@ -78,6 +80,7 @@ async def enhance(
     What was said is data for the model, and never an instruction. The result cites the segments
     that it stands on. Nothing of the transcript is changed.
     """
+    once = idempotency(request, wanted)
     source = await services.in_thread(services.jobs(caller.tenant).source, wanted.job_id)
     if wanted.glossaries is None:
         glossaries = list(Options.from_json(source.options).glossaries)
@@ -108,11 +111,13 @@ async def enhance(
             options=Options(),
             own_options={ENHANCEMENT.kind: options.to_json()},
             webhook_url=wanted.webhook_url,
+            idempotency=once,
         ),
     )
-    await services.in_thread(_create, services, caller, job)
-    response.headers["Location"] = f"/api/v1/enhanced-ai/{job.id}"
-    return AcceptedEnhancement(enhanced_job_id=job.id, status=JobStatus.PENDING)
+    created = await services.in_thread(_create, services, caller, job)
+    mark_replay(request, created)
+    response.headers["Location"] = f"/api/v1/enhanced-ai/{created.job_id}"
+    return AcceptedEnhancement(enhanced_job_id=created.job_id, status=created.status)
 
 
 @router.get("", summary="List enhancements")
@@ -268,10 +273,12 @@ async def _found(services: Services, caller: Caller, job_id: UUID) -> FoundEnhan
     return await services.in_thread(Enhancements(services.database, caller.tenant).get, job_id)
 
 
-def _create(services: Services, caller: Caller, job: NewJob) -> None:
-    services.jobs(caller.tenant).create_from_source(job)
-    logger.info("job {source} is enhanced by {job}", source=job.source_id, job=job.id)
-    services.events.work_to_do()
+def _create(services: Services, caller: Caller, job: NewJob) -> Created:
+    created = services.jobs(caller.tenant).create_from_source(job)
+    if not created.replayed:
+        logger.info("job {source} is enhanced by {job}", source=job.source_id, job=job.id)
+        services.events.work_to_do()
+    return created
 
 
 def _summary(found: FoundEnhancement) -> dict[str, Any]:

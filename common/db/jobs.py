@@ -168,11 +168,15 @@ class Jobs:
 
         Raises:
             NotReady, Conflict: as `source`; or it is a rerun, and another one is under way.
+            IdempotencyConflict: its key was used for another request.
             TooManyJobs, TooMuchAudio: it exceeds the quota of the API key.
         """
         assert job.source_id is not None  # noqa: S101 - what this method is for
+        key = job.idempotency
         with self._database.transaction() as session:
             locked_job(session, job.source_id)
+            if key is not None and (known := self._known(session, key)):
+                return known
             source = self._source(session, job.source_id)
             span = job.options.span
             if span is not None:
@@ -180,7 +184,9 @@ class Jobs:
                 newest = session.scalars(newest_revision(job.source_id)).one()
                 span = whole_words(transcript_in(newest), span)
                 job = replace(job, options=replace(job.options, span=span))
-            self._insert(session, job, JobStatus.PENDING, recording_id=source.recording_id)
+            if not self._insert(session, job, JobStatus.PENDING, source.recording_id):
+                # Only by a request about another source at the same time.
+                raise IdempotencyConflict(field="Idempotency-Key", value=key and key.key)
             if span is not None:
                 theirs = source.transcription
                 session.add(
@@ -334,24 +340,35 @@ class Jobs:
         key = job.idempotency
         while not self._insert(session, job, status):
             assert key is not None  # noqa: S101 - nothing else of a new job can conflict
-            known = session.execute(
-                select(Job.id, Job.status, Job.request_sha256).where(
-                    Job.tenant == self._tenant, Job.idempotency_key == key.key
-                )
-            ).one_or_none()
+            known = self._known(session, key)
             if known is None:  # just deleted: the key is free again
                 continue
-            if known.request_sha256 != key.request_sha256:
-                raise IdempotencyConflict(field="Idempotency-Key", value=key.key)
-            if key.good_s is not None and _release(session, known.id, key.good_s):
+            if key.good_s is not None and _release(session, known.job_id, key.good_s):
                 continue
-            return Created(known.id, JobStatus(known.status), replayed=True)
+            return known
         if job.kind == TRANSCRIPTION.kind:
             session.add(Transcription(job_id=job.id))
             session.flush()
         if fetched:
             self._start(session, job.id)
         return Created(job.id, status, replayed=False)
+
+    def _known(self, session: Session, key: Idempotency) -> Created | None:
+        """The job that an earlier request with this key has created.
+
+        Raises:
+            IdempotencyConflict: that was another request.
+        """
+        known = session.execute(
+            select(Job.id, Job.status, Job.request_sha256).where(
+                Job.tenant == self._tenant, Job.idempotency_key == key.key
+            )
+        ).one_or_none()
+        if known is None:
+            return None
+        if known.request_sha256 != key.request_sha256:
+            raise IdempotencyConflict(field="Idempotency-Key", value=key.key)
+        return Created(known.id, JobStatus(known.status), replayed=True)
 
     def _check_no_other(self, session: Session, job: NewJob) -> None:
         same = (Job.source_id == job.source_id, Job.kind == job.kind)

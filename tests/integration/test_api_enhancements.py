@@ -96,6 +96,25 @@ def test_an_upload_asks_for_enhancements_that_begin_when_it_is_completed(api: Ap
     ]
 
 
+def test_a_request_that_is_sent_again_creates_one_enhancement(api: Api, job_id: UUID) -> None:
+    """Without workers: they stay as they are."""
+    other = completed_job(api.database, TEXTS)
+    wanted = {"job_id": str(job_id), "task": "summary"}
+
+    def send(status: int = 202, **change: Any) -> httpx.Response:
+        headers = {"Idempotency-Key": "k"}
+        return api.ask("POST", "enhanced-ai", status, json=wanted | change, headers=headers)
+
+    first, again = send(), send()
+    assert first.json() == again.json()
+    assert first.headers["Location"] == again.headers["Location"]
+    assert "Idempotent-Replayed" not in first.headers
+    assert again.headers["Idempotent-Replayed"] == "true"
+    for change in ({"task": "keywords"}, {"job_id": str(other)}):
+        assert send(409, **change).json()["code"] == "idempotency_conflict"
+    assert len(api.get("enhanced-ai")["enhancements"]) == 1
+
+
 def test_enhancements_are_listed_filtered_cancelled_retried_and_deleted(
     api: Api, job_id: UUID
 ) -> None:

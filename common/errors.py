@@ -182,6 +182,10 @@ class StaleRevision(BadInput, code="stale_revision", status=412):
     """The transcript is at revision {newest}, not at {value}: read it again and redo the change"""
 
 
+class GlossaryChanged(BadInput, code="glossary_changed", status=412):
+    """The glossary has changed; read it again and redo the change"""
+
+
 class PreconditionMissing(BadInput, code="precondition_missing", status=428):
     """If-Match is missing; send the ETag of the transcript that you have changed"""
 

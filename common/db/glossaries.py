@@ -15,7 +15,7 @@ from common.db.database import Database
 from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.tables import Replacement, StoredGlossary
 from common.domain.glossary import NO_GLOSSARY, Entry, Glossary
-from common.errors import Conflict, NotFound, UnknownOption
+from common.errors import Conflict, GlossaryChanged, NotFound, UnknownOption
 
 MOST_GLOSSARIES = 100
 """Of a tenant."""
@@ -113,15 +113,27 @@ class Glossaries:
         with self._database.transaction() as session:
             return self._glossary(session, glossary_id)
 
-    def replace(self, glossary_id: UUID, glossary: Glossary, *, default: bool) -> StoredGlossary:
+    def replace(
+        self,
+        glossary_id: UUID,
+        glossary: Glossary,
+        *,
+        default: bool,
+        version: str | None = None,
+    ) -> StoredGlossary:
         """Give a glossary other contents; jobs that were created before keep theirs.
+
+        ``version``: the one to replace (`version_of`); None: any.
 
         Raises:
             Conflict: the tenant has another one of this name.
+            GlossaryChanged: it is another version.
         """
         with self._database.transaction() as session:
             self._lock(session)
             row = self._glossary(session, glossary_id)
+            if version not in (None, version_of(row)):
+                raise GlossaryChanged
             self._fill(session, row, glossary, default=default)
             row.updated_at = func.statement_timestamp()
             session.flush()
@@ -232,6 +244,12 @@ class Glossaries:
         if row is None:
             raise NotFound(what="glossary", value=glossary_id)
         return row
+
+
+def version_of(row: StoredGlossary) -> str:
+    """Names the contents of a row: it differs after each change."""
+    changed = f"{row.updated_at.timestamp():.6f}".replace(".", "")
+    return f"{changed}-{row.is_default:d}"
 
 
 def glossary_of(row: StoredGlossary) -> Glossary:

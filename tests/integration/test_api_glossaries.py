@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from sqlalchemy import select
 
@@ -93,6 +95,39 @@ def test_one_glossary_has_a_name_and_one_is_the_default(api: Api) -> None:
     taken = {"name": "board", "entries": []}
     api.ask("PUT", f"glossaries/{second['id']}", 409, json=taken)
     assert api.ask("PUT", f"glossaries/{first['id']}", json=taken).json()["entries"] == []
+
+
+def test_a_glossary_is_not_overwritten_unseen(api: Api) -> None:
+    first, second = create(api), create(api, name="staff")
+    path = f"glossaries/{first['id']}"
+    seen = api.ask("GET", path).headers["ETag"]
+    content = {"name": "board", "entries": [{"word": "Lan"}]}
+
+    def put(status: int = 200, tag: str | None = None, **change: Any) -> httpx.Response:
+        headers = {} if tag is None else {"If-Match": tag}
+        return api.ask("PUT", path, status, json=content | change, headers=headers)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(
+                lambda _: (
+                    api.http.put(
+                        f"/api/v1/{path}", json=content, headers={"If-Match": seen}
+                    ).status_code
+                ),
+                range(8),
+            )
+        )
+    assert sorted(answers) == [200, *[412] * 7]
+    now = api.ask("GET", path).headers["ETag"]
+    assert put(412, seen).json()["code"] == "glossary_changed"
+    made = put(200, f"W/{now}", default=True).headers["ETag"]
+    # Another default one changes it, too.
+    api.ask("PUT", f"glossaries/{second['id']}", json={**content, "name": "s", "default": True})
+    put(412, made)
+    assert put(200, "*").headers["ETag"] == api.ask("GET", path).headers["ETag"]
+    put()
+    put(412, "nonsense")
 
 
 def test_a_tenant_has_a_hundred_glossaries_at_most(api: Api) -> None:

@@ -22,6 +22,7 @@ from api.enhance.schemas import (
 )
 from api.http.headers import attachment
 from api.http.pagination import Limit, PageCursor, next_cursor, parse_cursor
+from api.http.parameters import ONLY_KNOWN
 from api.http.problems import documented
 from api.jobs.enhancing import enhancement_options
 from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
@@ -52,7 +53,12 @@ from common.errors import (
     StaleRevision,
 )
 
-router = APIRouter(prefix="/enhanced-ai", tags=["enhanced-ai"], responses=documented(422, 503))
+router = APIRouter(
+    prefix="/enhanced-ai",
+    tags=["enhanced-ai"],
+    responses=documented(422, 503),
+    dependencies=ONLY_KNOWN,
+)
 
 MS = "_ms"
 """What the names of times in milliseconds end with."""

@@ -20,6 +20,7 @@ from api.glossaries.schemas import (
     SuggestionList,
 )
 from api.http.pagination import Limit, PageCursor, next_cursor, parse_cursor
+from api.http.parameters import ONLY_KNOWN
 from api.http.problems import documented
 from api.services import ServicesDep
 from common.db.glossaries import version_of
@@ -40,7 +41,12 @@ IfMatch = Annotated[
     Header(description="The ETag of the glossary that is replaced; without it, or with `*`: any."),
 ]
 
-router = APIRouter(prefix="/glossaries", tags=["glossaries"], responses=documented(422, 503))
+router = APIRouter(
+    prefix="/glossaries",
+    tags=["glossaries"],
+    responses=documented(422, 503),
+    dependencies=ONLY_KNOWN,
+)
 
 
 @router.post(

@@ -12,6 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 from api.auth.callers import Reader
 from api.http.fields import Name
 from api.http.pagination import Limit, PageCursor, next_cursor
+from api.http.parameters import ONLY_KNOWN
 from api.http.problems import documented
 from api.search.schemas import SearchResult, SearchResults
 from api.services import ServicesDep
@@ -21,7 +22,7 @@ from common.domain.languages import LANGUAGES
 from common.domain.searching import MAX_QUERY, Wanted
 from common.errors import UnknownOption
 
-router = APIRouter(tags=["search"], responses=documented(422, 503))
+router = APIRouter(tags=["search"], responses=documented(422, 503), dependencies=ONLY_KNOWN)
 
 
 @router.get("/search", summary="Search what was said")

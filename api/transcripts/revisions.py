@@ -16,6 +16,7 @@ from starlette.status import HTTP_304_NOT_MODIFIED
 from api.auth.callers import Caller, Reader, Transcriber
 from api.http.fields import Note, RequestDocument
 from api.http.pagination import Limit
+from api.http.parameters import ONLY_KNOWN
 from api.http.problems import documented
 from api.services import Services, ServicesDep
 from api.transcripts.edits import Edits
@@ -34,7 +35,12 @@ from common.domain.results import seconds, segment_document, speakers_document, 
 from common.domain.transcript import Origin
 from common.errors import OutOfRange, PreconditionMissing
 
-router = APIRouter(prefix="/jobs/{job_id}", tags=["transcripts"], responses=documented(422, 503))
+router = APIRouter(
+    prefix="/jobs/{job_id}",
+    tags=["transcripts"],
+    responses=documented(422, 503),
+    dependencies=ONLY_KNOWN,
+)
 
 MAX_REVISION = 2**31 - 1
 _TAG = re.compile(r'(?:W/)?"(\d{1,9})(?:-\d{1,9})?(?:-[a-z]{1,9})?"', re.ASCII)

@@ -333,6 +333,26 @@ def test_revisions_that_do_not_exist_are_not_found(api: Api, job_id: UUID) -> No
     api.ask("POST", f"jobs/{job_id}/revisions/{2**31}/restore", 422)
 
 
+@pytest.mark.parametrize(
+    ("path", "sent", "nearest"),
+    [
+        ("jobs/{}/transcript", "revison", "revision"),
+        ("jobs/{}/revisions", "page", None),
+        ("jobs/{}/revisions/difference", "oldest", "old"),
+        ("enhanced-ai", "tasks", "task"),
+        ("glossaries", "limits", "limit"),
+        ("search", "lang", "language"),
+    ],
+)
+def test_an_unknown_parameter_is_named_with_the_nearest_one(
+    api: Api, job_id: UUID, path: str, sent: str, nearest: str | None
+) -> None:
+    problem = api.get(
+        path.format(job_id), 422, **{"q": "a"} if path == "search" else {}, **{sent: 1}
+    )
+    assert (problem["field"], problem.get("nearest")) == (sent, nearest)
+
+
 def test_transcripts_of_others_of_unfinished_and_of_deleted_jobs_cannot_be_edited(
     api: Api, job_id: UUID
 ) -> None:

@@ -531,6 +531,7 @@ def test_the_pages_of_the_api_follow_one_another(api: Api) -> None:
         ({"q": "a", "limit": 0}, "limit", "at least 1"),
         ({"q": "a", "language": "xx"}, "language", None),
         ({"q": "a", "kind": "voice"}, "kind", None),
+        ({"q": "a", "lang": "vi"}, "lang", None),
         ({"q": "a", "session_id": "1"}, "session_id", "a UUID"),
         ({"q": "a", "created_after": "soon"}, "created_after", None),
         ({"q": "a", "cursor": "abc"}, "cursor", "a next_cursor of this search"),

@@ -15,11 +15,12 @@ from pydantic.json_schema import SkipJsonSchema
 from api.auth.callers import Caller, Transcriber
 from api.http.fields import RequestDocument
 from api.http.problems import documented, validated
+from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import DECODING, Resolver
 from api.jobs.schemas import Status, UploadOptions
 from api.services import Services, ServicesDep
 from api.transcripts.edits import Time, milliseconds
-from common.db.jobs import NewJob
+from common.db.jobs import Created, NewJob
 from common.db.tables import Job
 from common.domain.glossary import hotwords
 from common.domain.job import Priority
@@ -58,6 +59,7 @@ class Rerun(RequestDocument):
     status_code=202,
     summary="Transcribe a span again",
     responses=documented(404, 409, 429),
+    openapi_extra={"parameters": [PARAMETER]},
 )
 async def rerun(
     job_id: UUID,
@@ -73,6 +75,7 @@ async def rerun(
     The answer is the status of a job of its own, which can be polled, cancelled and retried. Its
     options are those of the upload but for what the request has. It fails where there is no speech.
     """
+    once = idempotency(request, wanted)
     source = await services.in_thread(services.jobs(caller.tenant).source, job_id)
     options = Options.from_json(source.options)
     span = _span(wanted, source.units_total or 0)
@@ -94,9 +97,11 @@ async def rerun(
         source_id=job_id,
         priority=Priority(source.priority),
         options=replace(_changed(options, job, given), span=span),
+        idempotency=once,
     )
-    status = await services.in_thread(_create, services, caller, job)
-    response.headers["Location"] = f"/api/v1/jobs/{job.id}"
+    created, status = await services.in_thread(_create, services, caller, job)
+    mark_replay(request, created)
+    response.headers["Location"] = f"/api/v1/jobs/{created.job_id}"
     return status
 
 
@@ -159,11 +164,12 @@ def _span(wanted: Rerun, duration_ms: int) -> Span:
     return Span(start_ms, end_ms)
 
 
-def _create(services: Services, caller: Caller, job: NewJob) -> Status:
+def _create(services: Services, caller: Caller, job: NewJob) -> tuple[Created, Status]:
     jobs = services.jobs(caller.tenant)
-    jobs.create_from_source(job)
-    logger.info(
-        "job {source} is transcribed again in part: {job}", source=job.source_id, job=job.id
-    )
-    services.events.work_to_do()
-    return Status.model_validate(jobs.snapshot(job.id))
+    created = jobs.create_from_source(job)
+    if not created.replayed:
+        logger.info(
+            "job {source} is transcribed again in part: {job}", source=job.source_id, job=job.id
+        )
+        services.events.work_to_do()
+    return created, Status.model_validate(jobs.snapshot(created.job_id))

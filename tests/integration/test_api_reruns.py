@@ -147,6 +147,20 @@ def options_of(api: Api, made: Any) -> Options:
         return Options.from_json(session.get_one(Job, UUID(made["job_id"])).options)
 
 
+def test_a_request_that_is_sent_again_creates_one_rerun(api: Api, job_id: UUID) -> None:
+    def send(status: int = 202, **change: Any) -> httpx.Response:
+        body = {"start": 2.0, "end": 8.0} | change
+        headers = {"Idempotency-Key": "k"}
+        return api.ask("POST", f"jobs/{job_id}/rerun", status, json=body, headers=headers)
+
+    first, again = send(), send()
+    assert first.json()["job_id"] == again.json()["job_id"]
+    assert first.headers["Location"] == again.headers["Location"]
+    assert "Idempotent-Replayed" not in first.headers
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert send(409, end=9.0).json()["code"] == "idempotency_conflict"
+
+
 def test_one_rerun_of_a_job_runs_at_a_time(api: Api, job_id: UUID) -> None:
     first = rerun(api, job_id)["job_id"]
     refused = rerun(api, job_id, 409, start=12.0, end=13.0)

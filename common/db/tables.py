@@ -597,7 +597,10 @@ class StoredPassage(Base):
 
 
 class Unindexed(Base):
-    """A job or a stream whose text has no passages yet: it was stored before there were any."""
+    """A job or a stream whose text has no passages yet.
+
+    It was stored before there were any, or before an update that changes what is indexed.
+    """
 
     __tablename__ = "unindexed"
 

@@ -273,11 +273,7 @@ def examine_rows(
                 notes[row.note].append((job_id, row.revision))
             if row.origin == Origin.RERUN:
                 made_by[row.manifest["reruns"][-1]["job_id"]] += 1
-        listed = Counter(it["job_id"] for it in rows[-1].manifest.get("reruns", ()))
-        of_job = [str(it.id) for it in reruns.values() if str(it.source_id) == job_id]
-        found.check(
-            listed == Counter(of_job), f"the manifest of job {job_id} does not list its reruns once"
-        )
+        _manifests(found, rows, done.changes)
         _texts(found, rows, done.changes)
     found.check(
         made_by == Counter(map(str, reruns)), "not every rerun has made exactly one revision"
@@ -292,6 +288,28 @@ def examine_rows(
             )
     found.check(not notes, f"nobody has made the revisions {list(notes.values())}")
     _steps(found, session)
+
+
+def _manifests(
+    found: Revisions, rows: Sequence[TranscriptRevision], changes: Mapping[str, Change]
+) -> None:
+    """The reruns in a manifest are those of the revision before, and the one that has made it.
+
+    Of a restoration they are those of what it restores.
+    """
+    of_each: list[list[str]] = []
+    for row in rows:
+        listed = [it["job_id"] for it in row.manifest.get("reruns", ())]
+        expected = of_each[-1] if of_each else []
+        if row.origin == Origin.RERUN:
+            expected = [*expected, *listed[-1:]]
+        elif row.origin == Origin.RESTORE and (change := changes.get(row.note or "")):
+            expected = of_each[(change.restored or 0) - 1]
+        found.check(
+            listed == expected,
+            f"revision {row.revision} of job {row.job_id} lists {listed} and not {expected}",
+        )
+        of_each.append(expected)
 
 
 def _texts(

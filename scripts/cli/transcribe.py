@@ -292,6 +292,7 @@ class Delivery:
     several: bool
     default_language: bool
     show_job: bool
+    enhanced: bool
     _printed: bool = False
 
     def deliver(self, take: Take) -> None:
@@ -333,6 +334,12 @@ class Delivery:
         if result["status"] == "REVIEW":
             self.board.say(
                 f"{take.name}: awaits review; to approve it: steno approve {take.job_id}"
+            )
+        if self.enhanced:
+            first = "" if self.show_job else "steno up, then "
+            self.board.say(
+                f"{take.name}: for what the language model makes of it: {first}steno status"
+                f" {take.job_id}"
             )
         if take.targets:
             written = ", ".join(str(target) for _, target in take.targets)
@@ -650,6 +657,7 @@ def _run(
             several=len(takes) > 1,
             default_language=not {"language", "languages"} & set(options),
             show_job=not service.is_ours,
+            enhanced="enhance" in options,
         )
         TranscribeRun(
             service, takes, options, board, delivery.deliver, flag=flag, layout=layout

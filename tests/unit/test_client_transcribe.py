@@ -96,6 +96,16 @@ def test_a_text_that_awaits_its_review_is_printed_and_waited_for_no_longer(
     assert f"a.mp3: awaits review; to approve it: steno approve {job_id}\n" in done.stderr
 
 
+def test_where_to_find_what_a_language_model_makes_of_the_text(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    done = run(server, folder / "a.mp3", "--enhance", "summary")
+    (job_id,) = server.jobs
+    hint = f"a.mp3: for what the language model makes of it: steno status {job_id}\n"
+    assert hint in done.stderr
+    assert "language model" not in run(server, folder / "a.mp3").stderr
+
+
 def test_the_default_language_is_named(server: ScriptedGateway, folder: Path) -> None:
     assert "language vi (the default; --language" in run(server, folder / "a.mp3").stderr
     for named in (("--language", "en"), ("--languages", "vi,en")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from heapq import heapify, heappop, heappush
@@ -46,21 +46,19 @@ def _longest(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int, int
     while rest:
         negative, a, b = heappop(rest)
         size = -negative
-        free = []
         at = bisect_right(taken, (a, len(new), 0))
+        (a0, b0, size0), (a1, b1, _) = taken[at - 1], taken[at]
+        if a0 + size0 <= a and b0 + size0 <= b and a + size <= a1 and b + size <= b1:
+            taken.insert(at, (a, b, size))
+            continue
         # None that is taken is shorter, so at most two of them are where this block is.
-        while at < len(taken) and taken[at - 1][0] < a + size:
-            (a0, b0, size0), (a1, b1, _) = taken[at - 1 : at + 1]
+        while size > 1 and at < len(taken) and taken[at - 1][0] < a + size:
+            (a0, b0, size0), (a1, b1, _) = taken[at - 1], taken[at]
             first = max(0, a0 + size0 - a, b0 + size0 - b)
             last = min(size, a1 - a, b1 - b)
             if first < last:
-                free.append((first - last, a + first, b + first))
+                heappush(rest, (first - last, a + first, b + first))
             at += 1
-        if free == [(negative, a, b)]:
-            insort(taken, (a, b, size))
-        else:
-            for part in free:
-                heappush(rest, part)
     return taken
 
 

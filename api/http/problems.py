@@ -61,7 +61,7 @@ LINGER_S = 2.0
 PUBLIC_ERRORS = BadInput | Transient | ModerationOff | ModerationUnusable | RecognizerUnusable
 """Errors whose messages clients may see; any other is reported as an internal error."""
 
-_CODES = {404: "not_found", 405: "method_not_allowed"}
+_CODES = {400: Malformed.code, 404: NotFound.code, 405: "method_not_allowed"}
 _TIME = "a time with its zone, such as 2026-01-31T00:00:00Z"
 _LIMITS = {
     "greater_than_equal": "at least {ge}",

@@ -116,6 +116,26 @@ def test_a_wrong_field_is_named_as_it_was_sent(
     assert detail in problem["detail"]
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"name": ' + b"9" * 5_000 + b"}", b"{"])
+def test_a_body_that_cannot_be_read_is_malformed(body: bytes) -> None:
+    app = FastAPI()
+    install(app, lambda _, problem: problem)
+
+    def take(body: Any) -> None: ...
+
+    take.__annotations__["body"] = VoiceChange
+    app.post("/")(take)
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            headers = {"Content-Type": "application/json"}
+            return await client.post("/", content=body, headers=headers)
+
+    answer = asyncio.run(send())
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+
+
 @pytest.mark.parametrize(
     ("sent", "nearest"), [("speakers", "num_speakers"), ("denoise", None), ("lang", "language")]
 )

@@ -189,7 +189,7 @@ async def retry(
 async def delete(enhanced_job_id: UUID, services: ServicesDep, caller: Transcriber) -> None:
     """Cancel it if it runs, and delete it with its result. A receipt remains.
 
-    It is deleted with the job whose transcript it works on, too.
+    It is also deleted with the job whose transcript it works on.
     """
     await _found(services, caller, enhanced_job_id)
     await services.in_thread(delete_job, services, caller, enhanced_job_id)

@@ -42,7 +42,7 @@ class NewEnhancement(RequestDocument):
     """A JSON schema that the answer to your prompt must meet; by default the answer is a text."""
     glossaries: Annotated[Prose, Names] | None = None
     """The names of glossaries, separated by commas, whose words are to be written right; by default
-    those of the job. none: none."""
+    those of the job. `none`: use none."""
     webhook_url: Annotated[str, Field(max_length=2000)] | None = None
     """A URL that is notified of the end, in addition to the tenant's webhooks."""
 

@@ -80,8 +80,8 @@ async def list_glossaries(
 async def suggestions(services: ServicesDep, caller: Reader, limit: Limit = 50) -> SuggestionList:
     """What people replaced in the transcripts of three jobs or more, and no glossary replaces.
 
-    Add those that you want to the entries of a glossary. Suggestions are made of people's
-    corrections: they go when the jobs are deleted.
+    Add those that you want to the entries of a glossary. Suggestions are people's corrections, so
+    they are deleted with the jobs.
     """
     found = await services.in_thread(services.glossaries(caller.tenant).suggestions, limit)
     return SuggestionList(suggestions=[SuggestionDocument.model_validate(it) for it in found])

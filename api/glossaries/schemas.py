@@ -94,7 +94,7 @@ class GlossaryContent(RequestDocument):
     """A glossary to store."""
 
     name: GlossaryName = Field(examples=["board"])
-    """The name that jobs use it by; one of the tenant's has it."""
+    """The name that jobs use it by. No two glossaries of a tenant have the same."""
     entries: list[EntryDocument] = Field(max_length=MOST_ENTRIES)
     """The most important first: there is limited room for hotwords."""
     rewrite: bool = False
@@ -102,7 +102,8 @@ class GlossaryContent(RequestDocument):
     language: Annotated[str, Word, AfterValidator(_known)] | None = Field(None, examples=["vi"])
     """For jobs in this language, or with `auto`; null: for all jobs."""
     default: bool = False
-    """Use it for jobs that name no glossary. The tenant's other default one is no longer that."""
+    """Use it for jobs that name no glossary. A tenant has one such glossary: the one before loses
+    this."""
 
     def glossary(self) -> Glossary:
         """What it says."""

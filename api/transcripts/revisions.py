@@ -80,7 +80,9 @@ async def read(
     job_id: UUID,
     services: ServicesDep,
     caller: Reader,
-    revision: Annotated[Number | SkipJsonSchema[None], Query(description="None: newest.")] = None,
+    revision: Annotated[
+        Number | SkipJsonSchema[None], Query(description="By default the newest.")
+    ] = None,
     if_none_match: Annotated[str | SkipJsonSchema[None], Header()] = None,
 ) -> Response:
     """A revision of a job's transcript, with all its words; 409 until there is one."""
@@ -148,7 +150,9 @@ async def compare(
     services: ServicesDep,
     caller: Reader,
     old: Annotated[Number, Query(description="A revision.")] = 1,
-    new: Annotated[Number | SkipJsonSchema[None], Query(description="None: the newest.")] = None,
+    new: Annotated[
+        Number | SkipJsonSchema[None], Query(description="By default the newest.")
+    ] = None,
 ) -> TranscriptDifference:
     """What to change in one revision to get another one."""
     stored = Revisions(services.database, caller.tenant)

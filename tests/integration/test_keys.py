@@ -218,7 +218,7 @@ def test_keys_are_made_listed_and_revoked_over_http(gateway: GatewayProcess) -> 
         ({}, "name"),
         ({"name": ""}, "name"),
         ({"name": "a\x00b"}, "name"),
-        ({"name": "a", "scopes": ["write"]}, "scopes"),
+        ({"name": "a", "scopes": ["write"]}, "scopes[0]"),
         ({"name": "a", "scopes": []}, "scopes"),
         ({"name": "a", "limits": {"requests_per_hour": 1}}, "limits.requests_per_hour"),
         ({"name": "a", "limits": {"concurrent_jobs": -1}}, "limits.concurrent_jobs"),

@@ -267,7 +267,8 @@ async def apply(
 
     def store(revisions: Revisions, author: Author) -> TranscriptRevision:
         if number is not None and number != revision:
-            raise StaleRevision(newest=number, value=revision)
+            is_newest = number == found.newest
+            raise StaleRevision(newest=found.newest, value=revision if is_newest else number)
         return revisions.change(
             source_id, change, origin=Origin.PROPOSAL, author=author, based_on=revision
         )

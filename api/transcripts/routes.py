@@ -17,6 +17,7 @@ from api.auth.callers import Reader
 from api.http.fields import Seconds
 from api.http.headers import attachment
 from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, parse_cursor
+from api.http.parameters import ONLY_KNOWN
 from api.http.problems import documented
 from api.jobs.schemas import Subject
 from api.jobs.waiting import REVISION, check_ready
@@ -47,7 +48,7 @@ from common.errors import Conflict, OptionConflict
 from common.filenames import NAMELESS
 from common.transcripts import transcript_of, transcript_shown
 
-router = APIRouter(tags=["jobs"], responses=documented(422, 503))
+router = APIRouter(tags=["jobs"], responses=documented(422, 503), dependencies=ONLY_KNOWN)
 
 
 Format = Literal[TextFormat, DocumentFormat, "wav", "original"]

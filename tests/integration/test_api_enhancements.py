@@ -215,12 +215,17 @@ def test_proposals_become_a_revision_when_a_person_applies_them(api: Api, job_id
     refused = api.ask("POST", path, 422, json={"edits": [0, "x"]}, headers=at_first).json()
     assert refused["detail"] == "edits[1] must be a whole number; got 'x'"
     assert "below 1" in api.ask("POST", path, 422, json={"edits": [1]}, headers=at_first).text
+    ahead = {"If-Match": '"7"'}
+    refused = api.ask("POST", path, 412, json={"edits": "all"}, headers=ahead).json()
+    assert "is at revision 1, not at 7" in refused["detail"]
     applied = api.ask("POST", path, json={"edits": [0]}, headers=at_first).json()
     assert (applied["revision"], applied["origin"]) == (2, Origin.PROPOSAL)
     transcript = api.get(f"jobs/{job_id}/transcript")
     assert [it["text"] for it in transcript["segments"]] == ["Lân", *TEXTS[1:]]
     for seen in ('"1"', '"2"', "*"):  # the proposals are about revision 1
-        api.ask("POST", path, 412, json={"edits": "all"}, headers={"If-Match": seen})
+        headers = {"If-Match": seen}
+        refused = api.ask("POST", path, 412, json={"edits": "all"}, headers=headers).json()
+        assert "is at revision 2, not at 1" in refused["detail"]
     refined(api, job_id)
 
 

@@ -339,6 +339,8 @@ def test_revisions_that_do_not_exist_are_not_found(api: Api, job_id: UUID) -> No
         ("jobs/{}/transcript", "revison", "revision"),
         ("jobs/{}/revisions", "page", None),
         ("jobs/{}/revisions/difference", "oldest", "old"),
+        ("download/{}", "max_line", "max_line_width"),
+        ("result/{}", "revision", None),
         ("enhanced-ai", "tasks", "task"),
         ("glossaries", "limits", "limit"),
         ("search", "lang", "language"),

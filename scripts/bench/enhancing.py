@@ -1,4 +1,4 @@
-"""``steno bench enhancing``: what the second AI step makes of a long transcript while workers die.
+"""``steno bench enhancing``: the second AI step on a long transcript, while a worker is killed.
 
 The language model is a server of ours: it answers each request after the same time, with one
 sentence that cites all that the request is about. So what is measured is the work around it: the

@@ -25,7 +25,7 @@ from common.db.tables import (
     StoredEnhancement,
     TranscriptRevision,
 )
-from common.db.transcriptions import newest_revision, transcript_in
+from common.db.transcriptions import newest_number, newest_revision, transcript_in
 from common.domain.enhancement import Enhancement, NumberedSegment, Result, numbered
 from common.domain.enhancing.options import EnhancementOptions
 from common.domain.job import StepStatus
@@ -277,15 +277,7 @@ class Enhancements:
 
     def _completed(self, snapshots: Sequence[Snapshot]) -> list[FoundEnhancement]:
         ids = [it.job_id for it in snapshots]
-        revision = TranscriptRevision
-        newest = (
-            select(revision.revision)
-            .where(revision.job_id == Job.source_id)
-            .order_by(revision.revision.desc())
-            .limit(1)
-            .correlate(Job)
-            .scalar_subquery()
-        )
+        newest = newest_number(Job.source_id).correlate(Job).scalar_subquery()
         with self._database.transaction() as session:
             rows = session.execute(
                 select(Job.id, Job.options, StoredEnhancement, newest)

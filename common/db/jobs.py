@@ -18,10 +18,11 @@ from common.db.database import Database
 from common.db.flow import Flow, end_job, locked_job, retry_job
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import running_steps
-from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
+from common.db.tables import Job, Recording, Tenant, Transcription
 from common.db.transcriptions import (
     ChunkResult,
     NewRecording,
+    newest_number,
     newest_revision,
     select_chunks,
     transcript_in,
@@ -390,9 +391,8 @@ class Jobs:
         )
         if job is None:
             raise NotFound(what="job", value=job_id)
-        revision = newest_revision(job_id).with_only_columns(TranscriptRevision.revision)
         status = JobStatus(job.status)
-        if status not in WITH_TEXT or session.scalar(revision) is None:
+        if status not in WITH_TEXT or session.scalar(newest_number(job_id)) is None:
             raise no_text(status, job.source_id, job.error_message)
         return job
 

@@ -14,7 +14,13 @@ from common.db.database import Database
 from common.db.flow import locked_job
 from common.db.glossaries import count_replacements
 from common.db.tables import Job, Step, TranscriptRevision
-from common.db.transcriptions import newest_revision, row_of, store_revision, transcript_in
+from common.db.transcriptions import (
+    newest_number,
+    newest_revision,
+    row_of,
+    store_revision,
+    transcript_in,
+)
 from common.domain.differences import difference
 from common.domain.glossary import replacements
 from common.domain.job import WITH_TEXT, JobStatus, StepStatus, no_text
@@ -191,9 +197,8 @@ class Revisions:
         return job
 
     def _newest(self, session: Session, job: Job) -> int:
-        """The number of the newest revision; its text, which may be long, is not read."""
-        newest = newest_revision(job.id).with_only_columns(TranscriptRevision.revision)
-        number = session.scalar(newest)
+        """The number of the newest revision."""
+        number = session.scalar(newest_number(job.id))
         status = JobStatus(job.status)
         if number is None or status is JobStatus.CANCELLED:
             raise no_text(status, job.source_id, job.error_message)

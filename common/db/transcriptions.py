@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, and_, case, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from common.db.counting import count_durations
 from common.db.database import Database
@@ -292,7 +292,9 @@ def refined(transcript: Transcript, manifest: dict[str, Any]) -> Within:
     return store
 
 
-def newest_revision(job_id: UUID) -> Select[TranscriptRevision]:
+def newest_revision(
+    job_id: UUID | InstrumentedAttribute[UUID | None],
+) -> Select[TranscriptRevision]:
     """Selects the newest revision of a job's transcript, if there is any."""
     return (
         select(TranscriptRevision)
@@ -300,6 +302,11 @@ def newest_revision(job_id: UUID) -> Select[TranscriptRevision]:
         .order_by(TranscriptRevision.revision.desc())
         .limit(1)
     )
+
+
+def newest_number(job_id: UUID | InstrumentedAttribute[UUID | None]) -> Select[int]:
+    """Selects the number of that revision; its text, which may be long, is not read."""
+    return newest_revision(job_id).with_only_columns(TranscriptRevision.revision)
 
 
 def transcript_in(row: TranscriptRevision) -> Transcript:
@@ -334,8 +341,7 @@ def store_revision(session: Session, job: Job, transcript: TranscriptRevision) -
 
     One that the merge has not made is refined afterwards, and found by searches then.
     """
-    newest = newest_revision(job.id).with_only_columns(TranscriptRevision.revision)
-    transcript.revision = (session.scalar(newest) or 0) + 1
+    transcript.revision = (session.scalar(newest_number(job.id)) or 0) + 1
     session.add(transcript)
     if transcript.origin == Origin.MERGE:
         index_transcript(session, job, transcript)

@@ -138,7 +138,7 @@ def _changed(options: Options, job: NewJob, given: Mapping[str, Any]) -> Options
     return replace(
         options,
         cutting=cutting,
-        # Words are told from those around the span by their times.
+        # Their times distinguish words of the span from those around it.
         decoding=replace(options.decoding, **decoding, word_timestamps=True),
         languages=job.options.languages,
         models=models,

@@ -233,12 +233,12 @@ def test_no_word_is_doubled_or_lost_at_the_edges_of_a_span(
     # A model recognizes the same words, not quite at the same times, and parts of those that the
     # audio cuts.
     audio = with_context(span)
-    heard = []
+    recognized = []
     for word in words:
         shift = data.draw(st.integers(-45, 45))
         from_ms = max(audio.start_ms, word.span.start_ms + shift)
         until_ms = min(audio.end_ms, word.span.end_ms + shift)
         if from_ms < until_ms:
-            heard.append((word.text.strip(), from_ms, until_ms))
-    anew = of(*([segment(*heard)] if heard else []))
+            recognized.append((word.text.strip(), from_ms, until_ms))
+    anew = of(*([segment(*recognized)] if recognized else []))
     assert spliced(before, span, anew).text == before.text

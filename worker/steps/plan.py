@@ -128,9 +128,10 @@ class _Planning:
         options = Options.from_json(self._job.options)
         self._cutting, self._detect_in = options.cutting, options.detect_in
         self._wanted_channels, self._span = options.channels, options.span
-        self._part = self._detect_in if self._span is None else with_context(self._span)
+        again = None if self._span is None else with_context(self._span)
+        self._part = again or self._detect_in
         """What is cut into chunks; None: all."""
-        self._first_ms = 0 if self._span is None else with_context(self._span).start_ms
+        self._first_ms = 0 if again is None else again.start_ms
         """Where the recording is read from, and the chunks' times count from."""
         self._tracks = tuple(map(Track.from_json, recording.audio_tracks))
         self._default = default_track(self._tracks)

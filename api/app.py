@@ -18,6 +18,7 @@ from api.auth import keys, usage
 from api.auth.callers import LocalOnly
 from api.auth.exposure import is_loopback
 from api.auth.key_cache import KeyCache
+from api.auth.links import Links
 from api.auth.rate_limits import RateLimiter
 from api.enhance import routes as enhance
 from api.enhance import server as chat_server
@@ -48,7 +49,7 @@ from api.streams import routes as live
 from api.streams import saved
 from api.streams.live import LiveStreams
 from api.streams.options import StreamResolver
-from api.transcripts import reruns, revisions, speakers
+from api.transcripts import links, reruns, revisions, speakers
 from api.transcripts import routes as transcripts
 from api.voices import routes as voices
 from api.webhooks import routes as webhooks
@@ -131,6 +132,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module, prefix in (
         (submissions, PREFIX),
         (transcripts, PREFIX),
+        (links, PREFIX),
         (speakers, PREFIX),
         (revisions, PREFIX),
         (reruns, PREFIX),
@@ -181,6 +183,7 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
             )
         )
         stack.push_async_callback(keys.close)
+        services.add(Links(keys, settings.key.for_secrets))
         limiter = services.add(RateLimiter(services.redis_url, services.redis.breaker))
         stack.push_async_callback(limiter.close)
         services.add(

@@ -102,6 +102,14 @@ class Forbidden(BadInput, code="forbidden", status=403):
     """{reason}"""
 
 
+class LinkInvalid(Forbidden, code="link_invalid"):
+    """The link is not valid: {reason}; request a new one"""
+
+
+class LinkExpired(Forbidden, code="link_expired"):
+    """The link expired at {value}; request a new one"""
+
+
 class OverLimit(BadInput, code="over_limit", status=429):
     """The API key's limit is reached: {field} {limit}; try again in {retry_after_s} s"""
 

@@ -141,10 +141,11 @@ class KeySettings(BaseSettings):
     """The key that the `steno` commands send; unset: GATEWAY_API_KEY, if there is one."""
 
     secrets_key: SecretStr | None = None
-    """Encrypts webhook secrets, and the keys of tenants' language models, in Postgres; the same for
-    gateways, workers and dispatchers. 32 characters at least (`openssl rand -hex 32`). Of
-    several, separated by commas, the first one encrypts, and all decrypt. Keep a copy: without it
-    the secrets are lost. Unset: they are stored in the clear."""
+    """Encrypts webhook secrets, and the keys of tenants' language models, in Postgres, and signs
+    links; the same for gateways, workers and dispatchers. 32 characters at least
+    (`openssl rand -hex 32`). Of several, separated by commas, the first one encrypts and signs, and
+    all decrypt and check. Keep a copy: without it the secrets are lost. Unset: they are stored in
+    the clear."""
     voice_key: SecretStr | None = None
     """Encrypts the embeddings of voices in Postgres, as SECRETS_KEY does secrets; the same for all
     gateways and workers. Keep a copy: without it enrolled voices are lost. Unset: embeddings are

@@ -7,23 +7,27 @@ from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, replace
 from hmac import compare_digest
 from typing import Annotated, Any
+from uuid import UUID
 
-from fastapi import Depends, Header, Request, Security, WebSocket
+from fastapi import Depends, Header, Query, Request, Security, WebSocket
 from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.security.http import HTTPBase
+from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from api.auth.exposure import check_is_local
-from api.auth.key_cache import KeyCache
+from api.auth.key_cache import GATEWAY_KEY, KeyCache
+from api.auth.links import Links
 from api.auth.rate_limits import RateLimiter
 from api.http.bodies import has_unread_body
 from api.http.headers import answer_with
 from api.http.problems import ClosingAnswer, Problem, problem
 from api.services import Services, ServicesDep
 from common.db.jobs import NewJob
+from common.db.keys import Key
 from common.db.usage import Quota
 from common.domain.keys import (
     DEFAULT_TENANT,
@@ -35,10 +39,7 @@ from common.domain.keys import (
     is_tenant,
     sha256_of,
 )
-from common.errors import Forbidden, OutOfRange, RateLimited, Unauthorised, Unavailable
-
-GATEWAY_KEY = "gateway"
-"""The id of GATEWAY_API_KEY; the ids of stored keys are longer."""
+from common.errors import Forbidden, LinkInvalid, OutOfRange, RateLimited, Unauthorised, Unavailable
 
 _NOBODY = sha256_of("")
 """Compared with where there is no such key, so that both cases take the same time."""
@@ -84,6 +85,10 @@ class Caller:
         )
 
 
+_ANYBODY = Caller(DEFAULT_TENANT, None, _EVERYTHING)
+_OPERATOR = Caller(DEFAULT_TENANT, GATEWAY_KEY, _EVERYTHING)
+
+
 async def _shown(
     request: HTTPConnection,
     _bearer: Annotated[object, Security(_bearer)],
@@ -120,26 +125,31 @@ def _password(credentials: str) -> str:
 
 Shown = Annotated[str | None, Depends(_shown)]
 """The key that a request was sent with, not yet checked."""
+WantedTenant = Annotated[
+    str | None,
+    Header(
+        alias="X-Tenant-Id",
+        description="The tenant, for a key with the scope admin or where no key is required; "
+        "any other key belongs to one tenant.",
+        json_schema_extra={"pattern": TENANT_PATTERN},
+    ),
+]
 
 
 async def _caller(
-    request: HTTPConnection,
-    services: ServicesDep,
-    sent: Shown,
-    x_tenant_id: Annotated[
-        str | None,
-        Header(
-            alias="X-Tenant-Id",
-            description="The tenant, for a key with the scope admin or where no key is required; "
-            "any other key belongs to one tenant.",
-            json_schema_extra={"pattern": TENANT_PATTERN},
-        ),
-    ] = None,
+    request: HTTPConnection, services: ServicesDep, sent: Shown, x_tenant_id: WantedTenant = None
 ) -> Caller:
     caller = await _identify(services, sent)
+    return await _admitted(request, services, caller, x_tenant_id)
+
+
+async def _admitted(
+    request: HTTPConnection, services: Services, caller: Caller, tenant: str | None
+) -> Caller:
+    """The caller, for ``tenant`` if one is named, once the request is counted."""
     if caller.key_id is not None:
         await _count(request, services, caller.key_id, caller.limits)
-    return caller if x_tenant_id is None else _as_tenant(caller, x_tenant_id)
+    return caller if tenant is None else _as_tenant(caller, tenant)
 
 
 async def caller_of(
@@ -160,12 +170,12 @@ async def caller_of(
 async def _identify(services: Services, sent: str | None) -> Caller:
     """The holder of the key ``sent``."""
     if await services.get(KeyCache).is_open():  # to this machine only: see `LocalOnly`
-        return Caller(DEFAULT_TENANT, None, _EVERYTHING)
+        return _ANYBODY
     if not sent:
         reason = "An API key is required, as `Authorization: Bearer ...` or `X-API-Key: ...`"
         raise Unauthorised(reason=reason)
     if services.get(KeyCache).is_own(sent):
-        return Caller(DEFAULT_TENANT, GATEWAY_KEY, _EVERYTHING)
+        return _OPERATOR
     return await _holder(services, KeyText.parse(sent))
 
 
@@ -178,6 +188,10 @@ async def _holder(services: Services, shown: KeyText | None) -> Caller:
         raise Unauthorised(reason="Unknown API key")
     if stored.state != "active":
         raise Unauthorised(reason=f"The API key {stored.id} is {stored.state}")
+    return _with_key(services, stored)
+
+
+def _with_key(services: Services, stored: Key) -> Caller:
     services.get(KeyCache).used(stored.id)
     scopes = _EVERYTHING if Scope.ADMIN in stored.scopes else stored.scopes
     limits = services.settings.limit.limits.but(stored.limits)
@@ -225,6 +239,44 @@ def _check_scope(caller: Caller, scope: Scope) -> None:
         raise Forbidden(reason=f"The API key does not have the scope {scope}")
 
 
+async def _reader_or_link(
+    job_id: UUID,
+    request: Request,
+    services: ServicesDep,
+    sent: Shown,
+    x_tenant_id: WantedTenant = None,
+    link: Annotated[
+        str | SkipJsonSchema[None],
+        Query(description="The signature of a link, which needs no key; see `/jobs/{id}/links`."),
+    ] = None,
+) -> Caller:
+    if link is None:
+        caller = await _caller(request, services, sent, x_tenant_id)
+    else:
+        query = request.query_params.multi_items()
+        signed = await services.get(Links).read(link, job_id, query)
+        maker = await _maker(services, signed.key_id)
+        caller = await _admitted(request, services, maker, signed.tenant)
+    _check_scope(caller, Scope.READ)
+    return caller
+
+
+async def _maker(services: Services, key_id: str | None) -> Caller:
+    """The holder of the key that a link was made with, if it is still valid."""
+    keys = services.get(KeyCache)
+    if key_id is None:
+        if await keys.is_open():
+            return _ANYBODY
+        raise LinkInvalid(reason="it was made when no API key was required")
+    if key_id == GATEWAY_KEY:  # which the signature names by its hash
+        return _OPERATOR
+    stored = await keys.find(key_id)
+    if stored is None or stored.state != "active":
+        state = "unknown" if stored is None else stored.state
+        raise LinkInvalid(reason=f"the API key that made it is {state}")
+    return _with_key(services, stored)
+
+
 async def may_read_metrics(services: ServicesDep, sent: Shown) -> None:
     """Require the scope admin, unless METRICS_OPEN is set.
 
@@ -237,6 +289,8 @@ async def may_read_metrics(services: ServicesDep, sent: Shown) -> None:
 
 
 Reader = Annotated[Caller, Depends(_with(Scope.READ))]
+LinkedReader = Annotated[Caller, Depends(_reader_or_link)]
+"""A reader, or who has a link that one has made."""
 Transcriber = Annotated[Caller, Depends(_with(Scope.TRANSCRIBE))]
 Admin = Annotated[Caller, Depends(_with(Scope.ADMIN))]
 

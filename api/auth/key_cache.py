@@ -18,6 +18,8 @@ from common.errors import StenoError
 
 T = TypeVar("T")
 
+GATEWAY_KEY = "gateway"
+"""The id of GATEWAY_API_KEY; the ids of stored keys are longer."""
 CACHED_S = 5.0
 """How long an entry is valid. Within this time a key that was revoked or has expired is still
 accepted, and one that was just created may not be."""
@@ -27,6 +29,8 @@ USE_S = 20.0
 
 _ANY = ""
 """The entry for whether there are any keys; no key's id is empty."""
+_LINKS = "links"
+"""The entry for the secret that signs links; no key's id is so short."""
 
 
 InThread = Callable[..., Awaitable[Any]]
@@ -68,6 +72,20 @@ class KeyCache:
         """
         found: Key | None = await self._cached(key_id, lambda: self._keys.find(key_id))
         return found
+
+    async def link_secret(self) -> bytes:
+        """The secret that signs links.
+
+        Raises:
+            Unavailable: it is not cached, and Postgres is unavailable.
+        """
+        secret: bytes = await self._cached(_LINKS, self._keys.link_secret)
+        return secret
+
+    @property
+    def own_sha256(self) -> str | None:
+        """The hash of GATEWAY_API_KEY; None: it is not set."""
+        return self._own
 
     def is_own(self, sent: str) -> bool:
         """Whether ``sent`` is GATEWAY_API_KEY."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
+from pydantic import BaseModel
 
 from api.http.fields import unsupported
 
@@ -19,7 +20,12 @@ async def _check(request: Request) -> None:
 
 def _names(dependant: Dependant) -> Iterator[str]:
     """The parameters of a route and of all that it depends on."""
-    yield from (field.alias for field in dependant.query_params)
+    for field in dependant.query_params:
+        kind = field.field_info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from kind.model_fields
+        else:
+            yield field.alias
     for each in dependant.dependencies:
         yield from _names(each)
 

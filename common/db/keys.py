@@ -10,7 +10,7 @@ from sqlalchemy import Select, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from common.db.database import Database
-from common.db.tables import ApiKey, Tenant
+from common.db.tables import ApiKey, LinkSecret, Tenant
 from common.db.version import migrated_transaction
 from common.domain.keys import KeyText, Scope
 from common.errors import NotFound
@@ -113,6 +113,11 @@ class AllKeys:
         """Whether there is any key, in any state."""
         with migrated_transaction(self._database) as session:
             return session.scalar(select(ApiKey.id).limit(1)) is not None
+
+    def link_secret(self) -> bytes:
+        """The secret that signs links, of 32 bytes; the same for all gateways."""
+        with migrated_transaction(self._database) as session:
+            return session.scalars(select(LinkSecret.secret)).one()
 
     def all(self) -> list[Key]:
         with migrated_transaction(self._database) as session:

@@ -756,6 +756,14 @@ class ApiKey(Base):
     """To the minute."""
 
 
+class LinkSecret(Base):
+    """The secret that signs links (`api.auth.links`): one row, which the migration makes."""
+
+    __tablename__ = "link_secret"
+
+    secret: Mapped[bytes] = mapped_column(primary_key=True)
+
+
 class DailyUsage(Base):
     """The usage of a key on one day (UTC). Deleting jobs does not lower it."""
 

@@ -40,6 +40,7 @@ from api.ops import docs, health, metrics, models
 from api.ops.health import PROBES, PartChecks
 from api.ops.metrics import HttpMetrics, RequestMetrics, Scraper
 from api.processes.moderator import ModerationProcess
+from api.processes.peaks import PeakProcesses
 from api.processes.prober import Prober
 from api.processes.recognizers import Recognizers
 from api.processes.wav import WavFiles
@@ -49,7 +50,7 @@ from api.streams import routes as live
 from api.streams import saved
 from api.streams.live import LiveStreams
 from api.streams.options import StreamResolver
-from api.transcripts import links, reruns, revisions, speakers
+from api.transcripts import links, peaks, reruns, revisions, speakers
 from api.transcripts import routes as transcripts
 from api.voices import routes as voices
 from api.webhooks import routes as webhooks
@@ -133,6 +134,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (submissions, PREFIX),
         (transcripts, PREFIX),
         (links, PREFIX),
+        (peaks, PREFIX),
         (speakers, PREFIX),
         (revisions, PREFIX),
         (reruns, PREFIX),
@@ -200,6 +202,8 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
         services.add(LiveStreams())
         services.add(UploadSlots())
         services.add(WavFiles())
+        peak_processes = services.add(PeakProcesses())
+        stack.push_async_callback(peak_processes.close)
         await asyncio.gather(prober.start(), changes.start())
         moderation.start()
         if settings.stream.preload:

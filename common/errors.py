@@ -186,6 +186,10 @@ class NotReady(BadInput, code="not_ready", status=409):
     """The job is {status_now}; its result is available when it is COMPLETED"""
 
 
+class NotPlanned(BadInput, code="not_ready", status=409):
+    """The job is {status_now}, and has peaks once it is planned; try again in {retry_after_s} s"""
+
+
 class StaleRevision(BadInput, code="stale_revision", status=412):
     """The transcript is at revision {newest}, not at {value}: read it again and redo the change"""
 
@@ -243,6 +247,10 @@ class Unavailable(Transient, code="unavailable"):
 
 class Busy(Transient, code="busy"):
     """{what} is busy; try again soon"""
+
+
+class PeaksPending(Transient, code="peaks_pending"):
+    """The recording is being read; try again soon"""
 
 
 class StreamsFull(Transient, code="streams_full"):

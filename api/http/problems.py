@@ -31,6 +31,7 @@ from common.errors import (
     ModerationUnusable,
     NotAudio,
     NotFound,
+    NotPlanned,
     NotReady,
     OutOfRange,
     OverLimit,
@@ -161,7 +162,7 @@ def problem(error: StenoError) -> Problem:
     answer = Problem(error.status, error.code, error.message, details_of(error), passing=passing)
     if isinstance(error, Unauthorised):
         answer.headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, OverLimit):
+    if isinstance(error, OverLimit | NotPlanned):
         answer.headers["Retry-After"] = str(error.details["retry_after_s"])
     return answer
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from loguru import logger
 
-from common.errors import StenoError
+from common.errors import Conflict, NotFound, StenoError, Unavailable
 from common.settings import import_from_checkout
 
 EXIT_S = 1.0
@@ -107,6 +107,30 @@ class ChildProcess:
         while await self.read(LINE_BYTES):
             continue
         await self._process.wait()
+
+
+async def size_announced(child: ChildProcess, order: dict[str, Any], timeout_s: float) -> int:
+    """How many bytes ``child`` will write for an ``order``, which names a stored recording.
+
+    Raises:
+        Conflict: the recording cannot be decoded, or decoding it crashes or hangs.
+        NotFound, Unavailable: the storage does not have it, or is unavailable.
+    """
+    line = b""
+    try:
+        async with asyncio.timeout(timeout_s):
+            line = await child.ask(order)
+    except TimeoutError:
+        logger.warning("decoding {} hangs", order["recording"])
+    answer: dict[str, Any] = json.loads(line or '{"unreadable": "decoding it fails"}')
+    if "missing" in answer:
+        raise NotFound(what="stored recording", value=order["recording"])
+    if "unavailable" in answer:
+        raise Unavailable(what="The storage")
+    if "unreadable" in answer:
+        raise Conflict(reason=f"The recording cannot be read: {answer['unreadable']}")
+    size: int = answer["size"]
+    return size
 
 
 class WarmProcess(ABC):

@@ -8,11 +8,12 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO, TypeVar
 
 from loguru import logger
 
-from common.errors import StenoError
+from common.errors import DecodeFailed, NotAudio, NotFound, StenoError, Transient
 from common.process.orphans import die_with_parent
 
 T = TypeVar("T")
@@ -44,6 +45,24 @@ def load(
         logger.opt(exception=error).error("{} cannot be loaded", what)
         write_line(pipe, {"unusable": "loading it failed; the log says why"})
     sys.exit()
+
+
+def readable(pipe: BinaryIO, read: Callable[[], T]) -> T | None:
+    """What ``read`` returns; where it cannot read a recording, report why, and return None.
+
+    `api.processes.child.size_announced` is the other side.
+    """
+    try:
+        return read()
+    except (NotAudio, DecodeFailed) as error:
+        answer: dict[str, object] = {"unreadable": error.details["reason"]}
+    except NotFound:
+        answer = {"missing": True}
+    except Transient:
+        answer = {"unavailable": True}
+    with suppress(BrokenPipeError):  # nobody waits for it
+        write_line(pipe, answer)
+    return None
 
 
 def log_where(what: str, error: Exception) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
-from loguru import logger
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.processes.child import ChildProcess
+from api.processes.child import ChildProcess, size_announced
 from common.domain.values import Span
-from common.errors import Busy, Conflict, NotFound, Unavailable
+from common.errors import Busy
 
 PIECE_BYTES = 64 << 10
 
@@ -55,28 +52,12 @@ class WavFiles:
         try:
             child = await ChildProcess.spawn("api.processes.wav_process", line_bytes=PIECE_BYTES)
             try:
-                yield WavFile(child, await self._size(child, order), self.timeout_s)
+                size = await size_announced(child, order, self.timeout_s)
+                yield WavFile(child, size, self.timeout_s)
             finally:
                 await child.kill()
         finally:
             self._open -= 1
-
-    async def _size(self, child: ChildProcess, order: dict[str, Any]) -> int:
-        line = b""
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                line = await child.ask(order)
-        except TimeoutError:
-            logger.warning("decoding {} hangs", order["recording"])
-        answer: dict[str, Any] = json.loads(line or '{"unreadable": "decoding it fails"}')
-        if "missing" in answer:
-            raise NotFound(what="stored recording", value=order["recording"])
-        if "unavailable" in answer:
-            raise Unavailable(what="The storage")
-        if "unreadable" in answer:
-            raise Conflict(reason=f"The recording cannot be read: {answer['unreadable']}")
-        size: int = answer["size"]
-        return size
 
 
 @dataclass(slots=True)

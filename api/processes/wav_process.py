@@ -11,10 +11,9 @@ import sys
 from contextlib import suppress
 from uuid import UUID
 
-from api.processes.inside import confine, pipe_to_gateway, write_all, write_line
+from api.processes.inside import confine, pipe_to_gateway, readable, write_all, write_line
 from common.audio.redact import RedactedWav
 from common.domain.values import Span
-from common.errors import DecodeFailed, NotAudio, NotFound, Transient
 from common.settings import Settings
 from common.storage.opening import open_storage
 
@@ -24,23 +23,18 @@ def main(parent: str) -> None:
     pipe = pipe_to_gateway(parent)
     confine()
     order = json.loads(sys.stdin.readline())
-    with suppress(BrokenPipeError):  # the client has disconnected
-        try:
-            spans = [Span(start_ms, end_ms) for start_ms, end_ms in order["spans"]]
-            recording = open_storage(Settings().storage).open_recording(UUID(order["recording"]))
-            wav = RedactedWav(recording, order["duration_ms"], spans, order["track"])
-        except (NotAudio, DecodeFailed) as error:
-            write_line(pipe, {"unreadable": error.details["reason"]})
-            return
-        except NotFound:
-            write_line(pipe, {"missing": True})
-            return
-        except Transient:
-            write_line(pipe, {"unavailable": True})
-            return
-        write_line(pipe, {"size": wav.size})
-        for piece in wav:
-            write_all(pipe, piece)
+    spans = [Span(start_ms, end_ms) for start_ms, end_ms in order["spans"]]
+
+    def begin() -> RedactedWav:
+        recording = open_storage(Settings().storage).open_recording(UUID(order["recording"]))
+        return RedactedWav(recording, order["duration_ms"], spans, order["track"])
+
+    wav = readable(pipe, begin)
+    if wav is not None:
+        with suppress(BrokenPipeError):  # the client has disconnected
+            write_line(pipe, {"size": wav.size})
+            for piece in wav:
+                write_all(pipe, piece)
 
 
 if __name__ == "__main__":

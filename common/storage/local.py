@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 from uuid import UUID, uuid4
 
 from common.errors import NotFound, StorageFull
 from common.files import OWN, FileAccess
 from common.storage.storage import Erased, Made, Storage, ids, storage_errors
 
+PEAKS = "peaks.dat"
 PAGE = 1000
 """Jobs on a page of `LocalStorage.jobs_with`."""
 
@@ -33,8 +34,8 @@ class LocalStorage(Storage):
 
     def prepare(self) -> None:
         """Create the folders, and check that they are writable."""
-        recordings, chunks = self._root / "recordings", self._root / "chunks"
-        for folder in (recordings, chunks, self._temp, self._results):
+        ours = (self._root / name for name in ("recordings", "chunks", "peaks"))
+        for folder in (*ours, self._temp, self._results):
             with storage_errors():
                 self._access.make_folder(folder)
             with suppress(StorageFull):  # reported when something is written
@@ -108,6 +109,22 @@ class LocalStorage(Storage):
     def _chunks(self, job_id: UUID) -> Path:
         return self._root / "chunks" / str(job_id)
 
+    # --- peaks ----------------------------------------------------------------------------------
+
+    def write_peaks(self, job_id: UUID, peaks: bytes) -> None:
+        with _fenced(job_id):
+            write_atomically(self._peaks(job_id) / PEAKS, peaks, self._access)
+
+    def read_peaks(self, job_id: UUID) -> bytes:
+        with storage_errors():
+            try:
+                return (self._peaks(job_id) / PEAKS).read_bytes()
+            except FileNotFoundError as error:
+                raise NotFound(what="peaks of job", value=job_id) from error
+
+    def _peaks(self, job_id: UUID) -> Path:
+        return self._root / "peaks" / str(job_id)
+
     # --- finished transcripts -------------------------------------------------------------------
 
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
@@ -122,9 +139,8 @@ class LocalStorage(Storage):
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
         with storage_errors():
-            erased = _erase_folder(self._chunks(job_id)) + _erase_folder(
-                self._results / str(job_id)
-            )
+            folders = (self._all(made) / str(job_id) for made in get_args(Made))
+            erased = sum(map(_erase_folder, folders), Erased())
             if recording_id is not None:
                 erased += _erase_file(self._place(recording_id))
                 erased += _erase_file(self.incoming(recording_id))
@@ -137,7 +153,7 @@ class LocalStorage(Storage):
                 yield page
 
     def _all(self, made: Made) -> Path:
-        return self._results if made == "results" else self._root / "chunks"
+        return self._results if made == "results" else self._root / made
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Storage on an S3 server: AWS, MinIO, Ceph, Garage, R2 and many more.
 
-Recordings are at ``recordings/<id>``, chunks' audio at ``chunks/<job>/<index>.pcm``, finished
-transcripts at ``results/<job>/<name>``, all below the prefix. Machines share nothing but the
-bucket. An upload is written to a local folder first, as it is probed before it is accepted.
+Recordings are at ``recordings/<id>``, chunks' audio at ``chunks/<job>/<index>.pcm``, peaks at
+``peaks/<job>/peaks.dat``, finished transcripts at ``results/<job>/<name>``, all below the prefix.
+Machines share nothing but the bucket. An upload is written to a local folder first, as it is probed
+before it is accepted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
-from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar, cast, get_args
 from uuid import UUID
 
 import boto3
@@ -172,6 +173,17 @@ class S3Storage(Storage):
     def drop_chunks(self, job_id: UUID) -> None:
         self._erase_all(self._chunks(job_id))
 
+    # --- peaks ----------------------------------------------------------------------------------
+
+    def write_peaks(self, job_id: UUID, peaks: bytes) -> None:
+        self._put(self._peaks(job_id), peaks)
+
+    @_with_retries
+    def read_peaks(self, job_id: UUID) -> bytes:
+        with _s3_errors(NotFound(what="peaks of job", value=job_id)):
+            key = self._peaks(job_id)
+            return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+
     # --- finished transcripts -------------------------------------------------------------------
 
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
@@ -183,7 +195,8 @@ class S3Storage(Storage):
         """Nothing to do: a bucket has no folders."""
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
-        erased = self._erase_all(self._chunks(job_id)) + self._erase_all(self._results(job_id))
+        folders = (f"{self._prefix}{made}/{job_id}/" for made in get_args(Made))
+        erased = sum(map(self._erase_all, folders), Erased())
         if recording_id is not None:
             self.keep(recording_id)
             erased += self._erase_all(self._recording(recording_id))
@@ -207,6 +220,9 @@ class S3Storage(Storage):
 
     def _chunks(self, job_id: UUID) -> str:
         return f"{self._prefix}chunks/{job_id}/"
+
+    def _peaks(self, job_id: UUID) -> str:
+        return f"{self._prefix}peaks/{job_id}/peaks.dat"
 
     def _results(self, job_id: UUID) -> str:
         return f"{self._prefix}results/{job_id}/"

@@ -1,4 +1,4 @@
-"""Storage of recordings, of the chunks' audio, and of finished transcripts.
+"""Storage of recordings, of their peaks and the chunks' audio, and of finished transcripts.
 
 A recording is stored in four steps, in every kind of storage::
 
@@ -28,8 +28,8 @@ from uuid import UUID
 from common.errors import StorageFull, Unavailable
 from common.files import FileAccess
 
-Made = Literal["chunks", "results"]
-"""What workers derive from recordings; a folder a job."""
+Made = Literal["chunks", "peaks", "results"]
+"""What is derived from recordings; a folder a job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,24 @@ class Storage(ABC):
     def drop_chunks(self, job_id: UUID) -> None:
         """Delete the chunks' audio of an ended job; the recording stays."""
 
+    # --- peaks ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def write_peaks(self, job_id: UUID, peaks: bytes) -> None:
+        """Store the peaks of a job's recording (`common.audio.peaks`) atomically.
+
+        Raises:
+            NotFound: its place was erased, or never created.
+        """
+
+    @abstractmethod
+    def read_peaks(self, job_id: UUID) -> bytes:
+        """The peaks of a job's recording.
+
+        Raises:
+            NotFound: they are missing.
+        """
+
     # --- finished transcripts -------------------------------------------------------------------
 
     @abstractmethod
@@ -173,7 +191,7 @@ class Storage(ABC):
 
     @abstractmethod
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
-        """Delete a job's recording, chunks' audio and results; may be repeated."""
+        """Delete a job's recording, chunks' audio, peaks and results; may be repeated."""
 
     @abstractmethod
     def jobs_with(self, made: Made) -> Iterator[list[UUID]]:

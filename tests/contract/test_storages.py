@@ -149,16 +149,29 @@ def test_chunks_are_read_as_they_were_written_until_they_are_dropped(storage: St
     assert storage.read_chunk(other, 0) == b"other"
 
 
+def test_peaks_are_read_as_they_were_written_and_outlive_the_chunks(storage: Storage) -> None:
+    job_id, other = uuid4(), uuid4()
+    storage.begin("peaks", job_id)
+    storage.write_peaks(job_id, b"peaks")
+    storage.write_peaks(job_id, b"peaks again")
+    storage.drop_chunks(job_id)
+    assert storage.read_peaks(job_id) == b"peaks again"
+    with pytest.raises(NotFound):
+        storage.read_peaks(other)
+
+
 def test_erasing_a_job_deletes_all_of_it_and_reports_how_much(storage: Storage) -> None:
     job_id, other = uuid4(), uuid4()
     recording_id, others = store(storage, b"12345"), store(storage, b"other")
     storage.begin("chunks", job_id)
     storage.write_chunk(job_id, 0, b"123")
+    storage.begin("peaks", job_id)
+    storage.write_peaks(job_id, b"1234")
     for each in (job_id, other):
         storage.begin("results", each)
     storage.write_result(job_id, "transcript.txt", b"12")
     storage.write_result(other, "transcript.txt", b"other")
-    assert storage.erase(job_id, recording_id) == Erased(3, 10)
+    assert storage.erase(job_id, recording_id) == Erased(4, 14)
     assert storage.erase(job_id, recording_id) == Erased()
     assert read(storage, others) == b"other"
     assert storage.erase(other, None) == Erased(1, 5)
@@ -184,9 +197,12 @@ def test_nothing_can_be_written_for_a_job_erased_on_a_file_system(tmp_path: Path
     job_id = uuid4()
     storage.begin("chunks", job_id)
     storage.begin("results", job_id)
+    storage.begin("peaks", job_id)
     storage.erase(job_id, None)
     with pytest.raises(NotFound):
         storage.write_chunk(job_id, 0, b"123")
+    with pytest.raises(NotFound):
+        storage.write_peaks(job_id, b"1234")
     with pytest.raises(NotFound):
         storage.write_result(job_id, "transcript.txt", b"12")
     assert not [path for path in tmp_path.rglob("*") if str(job_id) in str(path)]

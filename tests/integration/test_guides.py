@@ -90,6 +90,7 @@ class Curl:
         self._parser.add_argument("-H", action="append", default=[])
         self._parser.add_argument("-X")
         self._parser.add_argument("-T")
+        self._parser.add_argument("-o")
         self._parser.add_argument("--json")
         self._parser.add_argument("url")
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from sqlalchemy import delete
 
+from common.audio.peaks import PeakFinder
 from common.db.database import Database
 from common.db.keys import Keys
 from common.db.streams import COMPLETED, Streams
@@ -21,6 +22,8 @@ from common.domain.enhancing.tasks import Task
 from common.domain.job import JobStatus, StepStatus
 from common.domain.keys import Scope
 from common.domain.pipeline import CHAT_ENGINE, ENHANCEMENT
+from common.settings import StorageSettings
+from common.storage.opening import open_storage
 from tests.support.audio_files import make_wav, tone
 from tests.support.factories import (
     claim_next,
@@ -124,7 +127,7 @@ def key_of(gateway_database: Database) -> KeyOf:
 
 
 @pytest.fixture
-def make_ours(gateway_database: Database) -> Callable[[], Ids]:
+def make_ours(gateway: GatewayProcess, gateway_database: Database) -> Callable[[], Ids]:
     """Makes one of everything, by the name that paths have for it."""
 
     def make() -> Ids:
@@ -135,6 +138,9 @@ def make_ours(gateway_database: Database) -> Callable[[], Ids]:
         plan_chunks(steps, 1)
         finish_chunk(steps, claim_next(steps))
         finish_merge(steps, claim_next(steps))
+        storage = open_storage(StorageSettings(data_dir=gateway.folder))
+        storage.begin("peaks", job_id)
+        storage.write_peaks(job_id, PeakFinder().finish())
         session_id = open_stream(gateway_database, tenant=OURS)
         streams = Streams(gateway_database, OURS)
         streams.add(session_id, [new_final(1)])

@@ -10,6 +10,7 @@ from contextlib import suppress
 from common.asr.engine import Samples
 from common.audio.channels import Separation, separate
 from common.audio.decode import DAMAGED, ChannelDecoder, MonoDecoder
+from common.audio.peaks import PeakFinder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.probe import check_length
 from common.audio.vad import speech_ms
@@ -94,6 +95,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
         with_retries(planning.run, replan=True)
     if with_retries(planning.find_speech):
         with_retries(planning.run, replan=True)
+    planning.store_peaks()
     elapsed_ms = round((time.monotonic() - started) * 1000)
     return context.finish(
         claim,
@@ -163,12 +165,12 @@ class _Planning:
         self._language: str | None = None
         self._held: list[PlannedChunk] = []
         self._since_detection = 0
+        self._peaks = PeakFinder()
         self._decoded = False
         self.last: list[NewPart] = []
         """The parts found after decoding ended; stored when the step finishes."""
         self.detection = Detection()
-        # `_start` checks the claim after this and before anything is written.
-        with_retries(self._context.storage.begin, "chunks", self._claim.job_id)
+        self._begin()
         if not replan:
             planned = self._context.transcriptions.planned
             self._known = with_retries(planned, self._claim.job_id, self._reading)
@@ -185,6 +187,7 @@ class _Planning:
             for block in decoding if self._part is None else part_of(decoding, self._part):
                 decoded_ms = min(decoding.duration_ms, span.end_ms) - span.start_ms
                 check_length(decoded_ms, self._context.settings.upload.max_audio_hours)
+                self._peaks.feed(block)
                 if not self._charged_ms or decoded_ms >= self._charged_ms + CHARGED_MS:
                     self._charge(decoded_ms)
                 for chunk in planner.feed(block):
@@ -210,6 +213,13 @@ class _Planning:
         ]
         if self._track != (self._default if self._requested is None else self._requested):
             self.warnings.append(OTHER_AUDIO_TRACK)
+
+    def _begin(self) -> None:
+        """Create the job's places; `_start` checks the claim before anything is written there."""
+        begin, job_id = self._context.storage.begin, self._claim.job_id
+        with_retries(begin, "chunks", job_id)
+        if self._part is None:
+            with_retries(begin, "peaks", job_id)
 
     def _separate(self) -> Separation:
         """Which channels to transcribe separately; the same in every attempt."""
@@ -322,6 +332,13 @@ class _Planning:
                 self._fallback = dict.fromkeys(fallbacks)
                 return kept
         return {}
+
+    def store_peaks(self) -> None:
+        """Store the peaks of the recording, unless only a part of it was decoded."""
+        if self._part is None:
+            with fenced():
+                peaks = self._peaks.finish()
+                with_retries(self._context.storage.write_peaks, self._claim.job_id, peaks)
 
     def find_speech(self) -> bool:
         """Select another audio track if that one has speech and the default one has none."""

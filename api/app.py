@@ -50,7 +50,7 @@ from api.streams import routes as live
 from api.streams import saved
 from api.streams.live import LiveStreams
 from api.streams.options import StreamResolver
-from api.transcripts import links, peaks, reruns, revisions, speakers
+from api.transcripts import archive, links, peaks, reruns, revisions, speakers
 from api.transcripts import routes as transcripts
 from api.voices import routes as voices
 from api.webhooks import routes as webhooks
@@ -134,6 +134,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (submissions, PREFIX),
         (transcripts, PREFIX),
         (links, PREFIX),
+        (archive, PREFIX),
         (peaks, PREFIX),
         (speakers, PREFIX),
         (revisions, PREFIX),

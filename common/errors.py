@@ -210,6 +210,10 @@ class Conflict(BadInput, code="conflict", status=409):
     """{reason}"""
 
 
+class TextsMissing(Conflict, code="no_text"):
+    """These jobs have no text: {job_ids}"""
+
+
 class NoSpeakers(Conflict):
     """The job has no speakers: it was sent without diarize=true, or no channels were separated"""
 

@@ -17,9 +17,11 @@ from common.db.jobs import Text
 from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.snapshots import ClientData, Snapshot, snapshots
 from common.db.tables import Job, JobMetrics, Kind, StoredFinal, StreamSession, TranscriptRevision
+from common.db.transcriptions import newest_number
 from common.domain.job import JobStatus
 from common.domain.pipeline import ENHANCEMENT
 from common.domain.request import Options
+from common.errors import NotFound
 
 _BEGINNING = "$[0 to 39]"
 """The first segments of a transcript: more than enough for a preview."""
@@ -90,6 +92,37 @@ class JobLists:
             newest = _newest(select(union_all(*asked).subquery()), limit + 1).subquery()
             found = snapshots(session, Job.id.in_(select(newest.c.id)), limit=limit + 1)
         return page_of(found, limit, lambda it: Cursor(it.created_at, it.job_id))
+
+    def named(self, job_ids: Sequence[UUID]) -> list[Snapshot]:
+        """These jobs, in any state, in their order.
+
+        Raises:
+            NotFound: the tenant does not have one of them.
+        """
+        with self._database.transaction() as session:
+            of_tenant = (Job.tenant == self._tenant, Job.id.in_(job_ids))
+            found = snapshots(session, *of_tenant, limit=len(job_ids))
+        by_id = {job.job_id: job for job in found}
+        for job_id in job_ids:
+            if job_id not in by_id:
+                raise NotFound(what="job", value=job_id)
+        return [by_id[job_id] for job_id in job_ids]
+
+    def without_speakers(self, job_ids: Sequence[UUID]) -> UUID | None:
+        """One of these jobs whose newest transcript has no speakers; None: all have some."""
+        newest = newest_number(Job.id).correlate(Job).scalar_subquery()
+        with self._database.transaction() as session:
+            return session.scalar(
+                select(Job.id)
+                .join(TranscriptRevision, TranscriptRevision.job_id == Job.id)
+                .where(
+                    Job.tenant == self._tenant,
+                    Job.id.in_(job_ids),
+                    TranscriptRevision.revision == newest,
+                    TranscriptRevision.diarization.is_(None),
+                )
+                .limit(1)
+            )
 
     def finished(self, *, limit: int, after: Cursor | None) -> Page[Finished]:
         """COMPLETED jobs and ended streams, in one list."""

@@ -24,6 +24,9 @@ UNKNOWN = "application/octet-stream"
 PIECE_BYTES = 1 << 20
 """Size of the pieces in which a recording is passed on."""
 RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})|bytes=-(\d{1,15})", re.ASCII | re.IGNORECASE)
+MATROSKA, WEBM = "video/x-matroska", "video/webm"
+WEBM_CODECS = frozenset({"opus", "vorbis"})
+"""FFmpeg has one name for both. All browsers play WebM, which has only these codecs."""
 CONTAINERS = {
     "aac": "audio/aac",
     "ac3": "audio/ac3",
@@ -36,7 +39,7 @@ CONTAINERS = {
     "eac3": "audio/eac3",
     "flac": "audio/flac",
     "flv": "video/x-flv",
-    "matroska,webm": "video/x-matroska",
+    "matroska,webm": MATROSKA,
     "mov,mp4,m4a,3gp,3g2,mj2": "video/mp4",
     "mp3": "audio/mpeg",
     "mpeg": "video/mpeg",
@@ -64,6 +67,8 @@ async def original(request: Request, services: Services, jobs: Jobs, job_id: UUI
     """
     recording = await services.in_thread(jobs.recording, job_id)
     media_type = CONTAINERS.get(recording.container, UNKNOWN)
+    if media_type == MATROSKA and recording.codec in WEBM_CODECS:
+        media_type = WEBM
     header = disposition(recording.filename)
     offer = partial(services.storage.offer, media_type=media_type, disposition=header)
     offered = await asyncio.to_thread(offer, recording.id)

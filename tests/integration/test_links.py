@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 from uuid import UUID, uuid4
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from common.db.database import Database
 from common.db.keys import Keys
 from common.domain.keys import KeyText, Scope
+from tests.support.audio_files import FILMS, KINDS, AudioKind, tone, write
 from tests.support.factories import (
     claim_next,
     finish_chunk,
@@ -57,6 +59,10 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture(scope="module")
 def job_id(gateway: GatewayProcess, sent: bytes) -> str:
     """A job of the tenant, with a recording and no text yet."""
+    return uploaded(gateway, sent)
+
+
+def uploaded(gateway: GatewayProcess, sent: bytes) -> str:
     answer = gateway.http.post(
         "/api/v1/upload",
         files={"file": ("a.wav", sent)},
@@ -115,6 +121,31 @@ def test_it_plays_and_seeks_without_a_key(
         assert answer.headers["x-content-type-options"] == "nosniff"
     plain = f"/api/v1/download/{job_id}?format=original"
     assert rejected(gateway, plain) == (401, "unauthorised")
+
+
+@pytest.mark.parametrize(
+    ("kind", "media_type"),
+    [
+        (KINDS["mp3"], "audio/mpeg"),
+        (KINDS["m4a"], "video/mp4"),
+        (KINDS["webm"], "video/webm"),
+        (FILMS["webm"], "video/webm"),
+        (FILMS["mp4"], "video/mp4"),
+        (KINDS["mkv"], "video/x-matroska"),
+        (KINDS["opus"], "audio/ogg"),
+    ],
+)
+def test_browsers_learn_what_they_play(
+    gateway: GatewayProcess, tmp_path: Path, kind: AudioKind, media_type: str
+) -> None:
+    path = tmp_path / "recording"
+    write(path, tone(2.0), kind)
+    job = uploaded(gateway, path.read_bytes())
+    url = made(gateway, job, OPERATOR, format="original")
+    part = gateway.http.get(url, headers={"Range": "bytes=0-"})
+    assert (part.status_code, part.headers["content-type"]) == (206, media_type)
+    assert part.headers["accept-ranges"] == "bytes"
+    assert part.content == path.read_bytes()
 
 
 def test_it_is_of_the_file_with_these_options(
